@@ -1,0 +1,1 @@
+"""Data: sources -> samples -> batches, in numpy only."""

@@ -1,0 +1,1 @@
+"""One file per data format: `Config`, `scan` and `read_window`."""

@@ -1,0 +1,1 @@
+"""Networks. They know arrays and their own frozen `Config`, nothing of data or training."""

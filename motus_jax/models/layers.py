@@ -1,0 +1,198 @@
+"""The few building blocks all networks share.
+
+Modules hold `nnx.Param`s and static numbers only. Every parameter names its logical axes, which
+`motus_jax.sharding` maps to the mesh. Weights are stored in `dtype` (float32 masters when they are
+trained) and cast to the dtype of the activation where they are used, so compute precision is decided
+by the tensors that flow in, not by a flag.
+
+Letters: B batch, T tokens, D width, E heads*head_dim, F ffn width.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def param(rngs, init, shape, logical, dtype=jnp.float32) -> nnx.Param:
+    """A parameter of `shape` with one logical axis name per dimension."""
+    assert len(shape) == len(logical), (shape, logical)
+    return nnx.Param(init(rngs.params(), shape, jnp.float32).astype(dtype), logical=logical)
+
+
+def zeros(key, shape, dtype):
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key, shape, dtype):
+    return jnp.ones(shape, dtype)
+
+
+def normal(stddev: float) -> Callable:
+    return jax.nn.initializers.normal(stddev)
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Callable:
+    limit = math.sqrt(6.0 / (fan_in + fan_out))
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def torch_uniform(fan_in: int) -> Callable:
+    """PyTorch's default for Linear and Conv weights and biases: U(-1/sqrt(fan_in), +)."""
+
+    def init(key, shape, dtype):
+        limit = 1.0 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+class Linear(nnx.Module):
+    """`y = x @ kernel + bias`; `features` may have several axes, e.g. (3, N, H) for fused q, k, v.
+
+    kernel [D, *features], bias [*features]; PyTorch `weight` is the transpose. Xavier by default, with
+    the fan-out of one fused part: axes whose logical name is None only count parts.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        features: int | tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        logical: tuple[str | None, ...] = ("embed", "mlp"),
+        bias: bool = True,
+        init: Callable | None = None,
+        bias_init: Callable = zeros,
+        dtype=jnp.float32,
+    ):
+        features = (features,) if isinstance(features, int) else tuple(features)
+        named = [f for f, name in zip(features, logical[1:], strict=True) if name is not None]
+        init = xavier_uniform(width, math.prod(named)) if init is None else init
+        self.kernel = param(rngs, init, (width, *features), logical, dtype)
+        self.bias = param(rngs, bias_init, features, logical[1:], dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., *features], in the dtype of x."""
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=1)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def torch_linear(width: int, features: int, rngs: nnx.Rngs, **kwargs) -> Linear:
+    """A `Linear` with PyTorch's default initialisation of weight and bias."""
+    init = torch_uniform(width)
+    return Linear(width, features, rngs, init=init, bias_init=init, **kwargs)
+
+
+class Embedding(nnx.Module):
+    """Lookup table [vocab, D] (PyTorch `weight`, same layout)."""
+
+    def __init__(self, vocab, width, rngs, *, logical=("vocab", "embed"), stddev=0.02,
+                 dtype=jnp.float32):
+        self.table = param(rngs, normal(stddev), (vocab, width), logical, dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """int [...] -> [..., D] in the dtype of the table."""
+        return jnp.take(self.table[...], ids, axis=0)
+
+
+def layer_norm(x: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm without affine, in float32 (an fp32 island: the statistics of the stream)."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with affine; statistics and result in float32, cast by the caller."""
+
+    def __init__(self, width, rngs, *, eps, logical=("embed",), dtype=jnp.float32):
+        self.scale = param(rngs, ones, (width,), logical, dtype)
+        self.bias = param(rngs, zeros, (width,), logical, dtype)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = layer_norm(x, self.eps) * self.scale[...].astype(jnp.float32)
+        return y + self.bias[...].astype(jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm over the last axis; statistic in float32, product in the dtype of x.
+
+    The original casts the normalised value back before it multiplies the weight.
+    """
+
+    def __init__(self, width, rngs, *, eps, logical=("embed",), dtype=jnp.float32):
+        self.scale = param(rngs, ones, (width,), logical, dtype)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """Linear, activation, Linear, ... ; widths like (D, F, D)."""
+
+    def __init__(self, widths, rngs, *, activation, make=Linear, final_activation=False, **kwargs):
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        logical = [("embed", "mlp") if i % 2 == 0 else ("mlp", "embed") for i in range(len(pairs))]
+        self.layers = nnx.List(
+            [make(d, f, rngs, logical=a, **kwargs)
+             for (d, f), a in zip(pairs, logical, strict=True)]
+        )
+        self.activation = activation
+        self.final_activation = final_activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.final_activation or i + 1 < len(self.layers):
+                x = self.activation(x)
+        return x
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_erf(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` copies of a module, each freshly initialised, with their parameters stacked on axis 0."""
+    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(depth))
+
+
+def slice_stack(stacked: nnx.Module, start: int, stop: int) -> nnx.Module:
+    """Layers [start, stop) of a stacked module."""
+    return jax.tree.map(lambda x: x[start:stop], stacked)
+
+
+def scan_blocks(body: Callable, carry, xs, *, remat: str = "none", unroll: int = 1):
+    """`jax.lax.scan(body, carry, xs)` over stacked blocks, rematerialised by policy.
+
+    Args:
+      body: (carry, per-layer xs) -> (carry, per-layer out).
+      carry: tokens entering the first layer.
+      xs: pytree with a leading layer axis (stacked modules, per-layer context).
+      remat: key of `REMAT_POLICIES`.
+      unroll: layers per loop iteration; more is faster to run and slower to compile.
+    """
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat {remat!r} is unknown; use one of {sorted(REMAT_POLICIES)}")
+    policy = REMAT_POLICIES[remat]
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.lax.scan(body, carry, xs, unroll=unroll)
+
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}

@@ -1,0 +1,459 @@
+"""The Wan2.2 causal video VAE (16x16 pixels and 4 frames per latent), on whole clips.
+
+Source: the VAE of Wan2.2-TI2V-5B (arXiv 2503.20314; `Wan2.2_VAE.pth`).
+
+Letters: B batch, T frames, H height, W width, C channels (I in, O out). Activations are
+[B, T, H, W, C].
+
+Time is causal: the first frame stands alone and every latent frame after it covers four more, so a
+clip has 1 + 4k frames and the latent of frame 0 is the latent of a still image.
+
+What differs from the original on purpose:
+* It runs frame 0, then groups of four, through a cache of past frames. The same function is written
+  here on the whole sequence, without a cache. The two places where the cache makes frame 0 special
+  are explicit: `Downsample` and `Upsample` pass it around their temporal convolution.
+* Frames beyond 1 + 4k were dropped silently; here they are an error.
+* Temporal convolutions are sums of 2-D convolutions (see `Conv3d`).
+* Compute precision follows the input (the original is float32 throughout), norm statistics are
+  float32, and `decode` does not clamp (`decode_clamped` does).
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from motus_jax.models import layers
+from motus_jax.ops.attention import attention
+from motus_jax.sharding import constrain
+
+# Statistics of the 48 latent channels of the published weights; they are not in the checkpoint.
+LATENT_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
+    -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,
+    -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230,
+    -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+    0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)  # fmt: skip
+LATENT_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013,
+    0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978,
+    0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093,
+    0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+    0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of the VAE; the defaults are those of Wan2.2-TI2V-5B.
+
+    Attributes:
+      z_dim: latent channels.
+      enc_dim: width of the first encoder stage; stage i has `enc_dim * dim_mult[i]` channels.
+      dec_dim: width of the last decoder stage; the stages run through `dim_mult` backwards.
+      dim_mult: one multiple per stage; every stage but the deepest changes the resolution by two.
+      num_res_blocks: per encoder stage; a decoder stage has one more.
+      temporal_downsample: for each change of resolution, whether it also halves the frame rate.
+      patch_size: pixels per side that are folded into channels before the first convolution.
+      latent_mean, latent_std: per channel, for the normalised latent.
+    """
+
+    z_dim: int = 48
+    enc_dim: int = 160
+    dec_dim: int = 256
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    patch_size: int = 2
+    latent_mean: tuple[float, ...] = LATENT_MEAN
+    latent_std: tuple[float, ...] = LATENT_STD
+
+    def __post_init__(self):
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise ValueError(
+                    f"vae.{name} has {len(getattr(self, name))} values for z_dim={self.z_dim}; "
+                    "give one per latent channel"
+                )
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError(
+                f"vae.temporal_downsample has {len(self.temporal_downsample)} entries; "
+                f"{len(self.dim_mult)} stages need {len(self.dim_mult) - 1}, one per change of "
+                "resolution"
+            )
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per side of a latent pixel."""
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame, after the first."""
+        return 2 ** sum(self.temporal_downsample)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(T', H', W', z_dim) of a clip.
+
+        Raises:
+          ValueError: the clip does not divide into latent pixels and frames.
+        """
+        s, t = self.spatial_factor, self.temporal_factor
+        if frames < 1 or (frames - 1) % t:
+            raise ValueError(
+                f"the VAE encodes 1 + {t}k frames, got {frames}; cut or pad the clip to "
+                f"{1 + max(frames - 1, 0) // t * t} or {1 + -(-(frames - 1) // t) * t} frames"
+            )
+        if height % s or width % s:
+            raise ValueError(
+                f"the VAE needs height and width to be multiples of {s}, got {height}x{width}; "
+                "resize or pad the frames"
+            )
+        return 1 + (frames - 1) // t, height // s, width // s, self.z_dim
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding) -> jax.Array:
+    """Convolves every frame: [B, T, H, W, I] with [kh, kw, I, O]; frames join the batch."""
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]), kernel, (stride, stride), padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+lecun_uniform = jax.nn.initializers.lecun_uniform()
+
+
+def newest_tap(key, shape, dtype):
+    """A 2-D convolution of the current frame: a VAE trained on stills is then a start for clips."""
+    return jnp.zeros(shape, dtype).at[-1].set(lecun_uniform(key, shape[1:], dtype))
+
+
+def copy_newest(key, shape, dtype):
+    """Passes the current frame on, once for every group of I output channels."""
+    _, height, width, inputs, outputs = shape
+    copy = jnp.tile(jnp.eye(inputs, dtype=dtype), outputs // inputs)
+    return jnp.zeros(shape, dtype).at[-1, height // 2, width // 2].set(copy)
+
+
+class Conv3d(nnx.Module):
+    """Convolution over time and space that never looks ahead.
+
+    It is the sum of one 2-D convolution per temporal tap, each on the frames that tap can see. No
+    zero frame is multiplied, so a still image costs one tap of three, and gradients on CPU are four
+    times faster than those of a 3-D convolution.
+
+    kernel [kt, kh, kw, I, O], bias [O]; PyTorch `weight` is [O, I, kt, kh, kw].
+    """
+
+    def __init__(self, width, features, rngs, *, size=(3, 3, 3), init=newest_tap, dtype):
+        logical = (None, None, None, "channels_in", "channels_out")
+        self.kernel = layers.param(rngs, init, (*size, width, features), logical, dtype)
+        self.bias = layers.param(rngs, layers.zeros, (features,), logical[-1:], dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, H, W, I] -> [B, T, H, W, O]: zeros before the first frame and around the image."""
+        kernel = self.kernel[...].astype(x.dtype)
+        padding = [(size // 2,) * 2 for size in kernel.shape[1:3]]
+        y = conv2d(x, kernel[-1], padding=padding)
+        for lag in range(1, min(len(kernel), x.shape[1])):
+            past = conv2d(x[:, :-lag], kernel[-1 - lag], padding=padding)
+            y += jnp.pad(past, [(0, 0), (lag, 0), (0, 0), (0, 0), (0, 0)])
+        return y + self.bias[...].astype(x.dtype)
+
+    def halve(self, x: jax.Array) -> jax.Array:
+        """[B, 2n + 1, H, W, I] -> [B, n, H, W, O] with stride 2 and three taps; pads no frame."""
+        last = x.shape[1] - 2
+        kernel = self.kernel[...].astype(x.dtype)
+        taps = [conv2d(x[:, k : last + k : 2], kernel[k], padding="VALID") for k in range(3)]
+        return sum(taps) + self.bias[...].astype(x.dtype)
+
+
+temporal_conv = functools.partial(Conv3d, size=(3, 1, 1), init=copy_newest)
+
+
+class Conv2d(nnx.Module):
+    """3x3 convolution of every frame. kernel [3, 3, C, C], bias [C]."""
+
+    def __init__(self, width, rngs, *, dtype):
+        logical = (None, None, "channels_in", "channels_out")
+        self.kernel = layers.param(rngs, lecun_uniform, (3, 3, width, width), logical, dtype)
+        self.bias = layers.param(rngs, layers.zeros, (width,), logical[-1:], dtype)
+
+    def __call__(self, x: jax.Array, *, stride: int = 1, padding) -> jax.Array:
+        """[B, T, H, W, C] -> [B, T, H', W', C]."""
+        y = conv2d(x, self.kernel[...].astype(x.dtype), stride=stride, padding=padding)
+        return y + self.bias[...].astype(x.dtype)
+
+
+def pointwise(width, features, rngs, *, init=lecun_uniform, dtype) -> layers.Linear:
+    """A 1x1x1 convolution."""
+    logical = ("channels_in", "channels_out")
+    return layers.Linear(width, features, rngs, logical=logical, init=init, dtype=dtype)
+
+
+class Norm(nnx.Module):
+    """Scales every pixel's channel vector to the length sqrt(C), then by gamma [C]."""
+
+    def __init__(self, width, rngs, *, dtype):
+        self.scale = layers.param(rngs, layers.ones, (width,), ("channels_in",), dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        # max(|x|, 1e-12) of the original, under the root so that the gradient at zero is finite.
+        square = jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24)
+        y = y * (jax.lax.rsqrt(square) * math.sqrt(x.shape[-1]))
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class ResBlock(nnx.Module):
+    """Two normalised 3x3x3 convolutions on a residual; it starts as the residual alone."""
+
+    def __init__(self, width, features, rngs, *, dtype):
+        self.norm1 = Norm(width, rngs, dtype=dtype)
+        self.conv1 = Conv3d(width, features, rngs, dtype=dtype)
+        self.norm2 = Norm(features, rngs, dtype=dtype)
+        self.conv2 = Conv3d(features, features, rngs, init=layers.zeros, dtype=dtype)
+        same = width == features
+        self.shortcut = None if same else pointwise(width, features, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv1(jax.nn.silu(self.norm1(x)))
+        y = self.conv2(jax.nn.silu(self.norm2(y)))
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(nnx.Module):
+    """Every pixel attends to all pixels of its own frame, with one head of width C."""
+
+    def __init__(self, width, rngs, *, dtype):
+        self.norm = Norm(width, rngs, dtype=dtype)
+        self.qkv = pointwise(width, 3 * width, rngs, dtype=dtype)
+        self.out = pointwise(width, width, rngs, init=layers.zeros, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, frames, height, width, channels = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch * frames, height * width, 3, 1, channels)
+        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return x + self.out(y.reshape(x.shape))
+
+
+class Middle(nnx.Module):
+    """The lowest resolution: residual block, attention, residual block."""
+
+    def __init__(self, width, rngs, *, dtype):
+        self.block1 = ResBlock(width, width, rngs, dtype=dtype)
+        self.attention = Attention(width, rngs, dtype=dtype)
+        self.block2 = ResBlock(width, width, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.block2(self.attention(self.block1(x)))
+
+
+class Downsample(nnx.Module):
+    """Halves height and width and, if `temporal`, the frames after the first."""
+
+    def __init__(self, width, temporal, rngs, *, dtype):
+        self.conv = Conv2d(width, rngs, dtype=dtype)
+        self.time_conv = temporal_conv(width, width, rngs, dtype=dtype) if temporal else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(x, stride=2, padding=[(0, 1), (0, 1)])
+        if self.time_conv is None or x.shape[1] == 1:
+            return x
+        return jnp.concatenate([x[:, :1], self.time_conv.halve(x)], axis=1)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width and, if `temporal`, the frames after the first."""
+
+    def __init__(self, width, temporal, rngs, *, dtype):
+        self.conv = Conv2d(width, rngs, dtype=dtype)
+        self.time_conv = temporal_conv(width, 2 * width, rngs, dtype=dtype) if temporal else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.time_conv is not None and x.shape[1] > 1:
+            # The later frames are a causal sequence of their own: they do not see the first.
+            pairs = self.time_conv(x[:, 1:])
+            pairs = jnp.stack(jnp.split(pairs, 2, axis=-1), axis=2)
+            later = pairs.reshape(x.shape[0], -1, *x.shape[2:])
+            x = jnp.concatenate([x[:, :1], later], axis=1)
+        x = x.repeat(2, axis=2).repeat(2, axis=3)
+        return self.conv(x, padding=[(1, 1), (1, 1)])
+
+
+def average_down(x: jax.Array, features: int, time: int, space: int) -> jax.Array:
+    """Shortcut of an encoder stage: folds blocks of pixels into channels, averages groups of them.
+
+    Time is padded with zeros at the front, so frame 0 is averaged with a zero frame.
+    """
+    x = jnp.pad(x, [(0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)])
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t // time, time, h // space, space, w // space, space, c)
+    x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    _check_multiple(c * time * space**2, features)
+    return x.reshape(*x.shape[:4], features, -1).mean(axis=-1)
+
+
+def duplicate_up(x: jax.Array, features: int, time: int, space: int) -> jax.Array:
+    """Shortcut of a decoder stage: repeats channels and unfolds them into blocks of pixels.
+
+    The first time - 1 frames are cut, so frame 0 gives one frame.
+    """
+    b, t, h, w, c = x.shape
+    _check_multiple(features * time * space**2, c)
+    x = x.repeat(features * time * space**2 // c, axis=-1)
+    x = x.reshape(b, t, h, w, features, time, space, space)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, t * time, h * space, w * space, features)[:, time - 1 :]
+
+
+def _check_multiple(folded: int, channels: int):
+    if folded % channels:
+        raise ValueError(
+            f"vae.dim_mult: a stage cannot map blocks of {folded} values to {channels} channels in "
+            "whole groups; choose multiples of which one divides the other"
+        )
+
+
+class Stage(nnx.Module):
+    """The residual blocks of one width, then a change of resolution (None where there is none)."""
+
+    def __init__(self, width, features, depth, factors, resample, rngs, *, dtype):
+        self.features, self.factors = features, factors
+        widths = (width, *[features] * depth)
+        self.blocks = nnx.List(
+            [ResBlock(i, o, rngs, dtype=dtype) for i, o in itertools.pairwise(widths)]
+        )
+        time, space = factors
+        self.resample = None if space == 1 else resample(features, time == 2, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Without the stage's shortcut."""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.resample is None else self.resample(x)
+
+
+def stages(widths, temporal, depth, resample, rngs, *, dtype) -> nnx.List:
+    """One `Stage` per step between `widths`; all but the last change the resolution."""
+    factors = [(2 if t else 1, 2) for t in temporal] + [(1, 1)]
+    steps = zip(itertools.pairwise(widths), factors, strict=True)
+    return nnx.List([Stage(*io, depth, f, resample, rngs, dtype=dtype) for io, f in steps])
+
+
+def patchify(video: jax.Array, size: int) -> jax.Array:
+    """[B, T, H, W, C] -> [B, T, H/size, W/size, C*size*size], channel = (c, column, row)."""
+    b, t, h, w, c = video.shape
+    x = video.reshape(b, t, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 2, 4, 6, 5, 3).reshape(b, t, h // size, w // size, -1)
+
+
+def unpatchify(x: jax.Array, size: int) -> jax.Array:
+    """Inverse of `patchify`."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h, w, c // size**2, size, size)
+    return x.transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, t, h * size, w * size, -1)
+
+
+class Encoder(nnx.Module):
+    """Patched video -> 2 * z_dim channels at latent resolution."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, *, dtype):
+        widths = [config.enc_dim * m for m in (1, *config.dim_mult)]
+        pixels = 3 * config.patch_size**2
+        self.conv_in = Conv3d(pixels, widths[0], rngs, dtype=dtype)
+        temporal, depth = config.temporal_downsample, config.num_res_blocks
+        self.stages = stages(widths, temporal, depth, Downsample, rngs, dtype=dtype)
+        self.middle = Middle(widths[-1], rngs, dtype=dtype)
+        self.norm_out = Norm(widths[-1], rngs, dtype=dtype)
+        self.conv_out = Conv3d(widths[-1], 2 * config.z_dim, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv_in(x)
+        for stage in self.stages:
+            x = stage(x) + average_down(x, stage.features, *stage.factors)
+        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nnx.Module):
+    """Latent -> patched video."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, *, dtype):
+        mult = config.dim_mult[::-1]
+        widths = [config.dec_dim * m for m in (mult[0], *mult)]
+        pixels = 3 * config.patch_size**2
+        self.conv_in = Conv3d(config.z_dim, widths[0], rngs, dtype=dtype)
+        self.middle = Middle(widths[0], rngs, dtype=dtype)
+        temporal, depth = config.temporal_downsample[::-1], config.num_res_blocks + 1
+        self.stages = stages(widths, temporal, depth, Upsample, rngs, dtype=dtype)
+        self.norm_out = Norm(widths[-1], rngs, dtype=dtype)
+        self.conv_out = Conv3d(widths[-1], pixels, rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.middle(self.conv_in(x))
+        *upsampling, last = self.stages
+        for stage in upsampling:
+            x = stage(x) + duplicate_up(x, stage.features, *stage.factors)
+        return self.conv_out(jax.nn.silu(self.norm_out(last(x))))
+
+
+class WanVae(nnx.Module):
+    """Video [B, 1+4k, H, W, 3] in [-1, 1] <-> normalised latent [B, 1+k, H/16, W/16, 48].
+
+    Args:
+      config: sizes.
+      rngs: initialises for training from scratch, first on stills (see `newest_tap`).
+      dtype: of the stored weights; the compute precision is that of the input.
+    """
+
+    def __init__(self, config: Config, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        self.encoder = Encoder(config, rngs, dtype=dtype)
+        self.to_moments = pointwise(2 * config.z_dim, 2 * config.z_dim, rngs, dtype=dtype)
+        self.from_latent = pointwise(config.z_dim, config.z_dim, rngs, dtype=dtype)
+        self.decoder = Decoder(config, rngs, dtype=dtype)
+
+    def encode(self, video: jax.Array) -> jax.Array:
+        """Normalised latent: (mean - latent_mean) / latent_std. See `encode_mean`."""
+        mean, inverse_std = self._statistics(video.dtype)
+        return (self.encode_mean(video) - mean) * inverse_std
+
+    def encode_mean(self, video: jax.Array) -> jax.Array:
+        """Mean of the posterior; the log-variance half is not used.
+
+        Args:
+          video: [B, 1+4k, H, W, 3] in [-1, 1]; H and W are multiples of 16.
+
+        Returns:
+          [B, 1+k, H/16, W/16, z_dim] in the dtype of `video`.
+
+        Raises:
+          ValueError: the clip does not divide into latent frames and pixels.
+        """
+        self.config.latent_shape(*video.shape[1:4])
+        video = constrain(video, "batch", None, None, None, None)
+        moments = self.to_moments(self.encoder(patchify(video, self.config.patch_size)))
+        return moments[..., : self.config.z_dim]
+
+    def decode(self, latent: jax.Array) -> jax.Array:
+        """Normalised latent [B, 1+k, H', W', z_dim] -> video [B, 1+4k, 16H', 16W', 3]; no clamp."""
+        mean, inverse_std = self._statistics(latent.dtype)
+        latent = constrain(latent, "batch", None, None, None, None)
+        x = self.decoder(self.from_latent(latent / inverse_std + mean))
+        return unpatchify(x, self.config.patch_size)
+
+    def decode_clamped(self, latent: jax.Array) -> jax.Array:
+        """`decode`, clamped to [-1, 1] as pixels are."""
+        return jnp.clip(self.decode(latent), -1.0, 1.0)
+
+    def _statistics(self, dtype):
+        mean = jnp.asarray(self.config.latent_mean, dtype)
+        return mean, (1.0 / jnp.asarray(self.config.latent_std, jnp.float32)).astype(dtype)

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: attention, rotary embeddings, flow matching."""

@@ -1,0 +1,113 @@
+"""The one attention signature of the project, its XLA reference and the choice of a backend.
+
+Letters: B batch, T query tokens, S key tokens, N heads, H head dim.
+
+`kv_log_weight` adds a constant to every logit of a key. A key with log-weight log(m) counts exactly
+as m identical keys, which is what lets the zero-padding rows of a text embedding be one key.
+"""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    kv_valid: jax.Array | None = None,
+    kv_log_weight: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Softmax attention, statistics in float32.
+
+    Args:
+      q: [B, T, N, H] queries.
+      k: [B, S, K, H] keys; K divides N (grouped queries).
+      v: [B, S, K, H] values.
+      kv_valid: [B, S] bool, keys that may be attended; None means all.
+      kv_log_weight: [B, S] float32 added to the logits of each key.
+      mask: [B or 1, T, S] bool, pairs that may attend (causal masks).
+      bias: [B or 1, N, T, S] float32 added to the logits (relative positions).
+      scale: factor on the logits, default H**-0.5.
+      implementation: 'auto', or one of `IMPLEMENTATIONS`.
+
+    Returns:
+      [B, T, N, H] in the dtype of q. A query whose keys are all invalid gets the mean of v.
+
+    Raises:
+      ValueError: `implementation` is unknown or cannot serve these arguments.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    name, reason = _choose(implementation, q, bias, mask)
+    _log_choice(name, reason, q.shape, k.shape, str(q.dtype))
+    bias = _total_bias(kv_valid, kv_log_weight, mask, bias)
+    if name == "cudnn":
+        bias = None if bias is None else bias.astype(q.dtype)
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation="cudnn")
+    return _xla(q, k, v, bias, scale)
+
+
+def _choose(implementation, q, bias, mask) -> tuple[str, str]:
+    if implementation not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(
+            f"attention implementation {implementation!r} is unknown; use 'auto' or one of "
+            f"{IMPLEMENTATIONS}"
+        )
+    refusal = None
+    if jax.default_backend() != "gpu":
+        refusal = f"cudnn needs a GPU, the backend is {jax.default_backend()}"
+    elif q.dtype not in (jnp.bfloat16, jnp.float16):
+        refusal = f"cudnn needs bfloat16 or float16, got {q.dtype}"
+    elif q.shape[-1] % 8 or q.shape[-1] > 128:
+        refusal = f"cudnn needs a head size that is a multiple of 8 up to 128, got {q.shape[-1]}"
+    if implementation == "cudnn" and refusal:
+        raise ValueError(f"attention implementation 'cudnn' cannot serve this call: {refusal}")
+    if implementation == "auto":
+        # The XLA form stays the default until a measurement on the device at hand beats it.
+        return "xla", "default"
+    return implementation, "asked for"
+
+
+@functools.cache
+def _log_choice(name, reason, q_shape, k_shape, dtype):
+    logging.getLogger(__name__).info(
+        "attention backend %s (%s) for q %s k %s %s", name, reason, q_shape, k_shape, dtype
+    )
+
+
+def _total_bias(kv_valid, kv_log_weight, mask, bias):
+    """All additive terms as one [B or 1, N or 1, T or 1, S] float32 array, or None."""
+    total = None if bias is None else bias.astype(jnp.float32)
+    if kv_log_weight is not None:
+        weight = kv_log_weight.astype(jnp.float32)[:, None, None, :]
+        total = weight if total is None else total + weight
+    allowed = None if kv_valid is None else kv_valid[:, None, None, :]
+    if mask is not None:
+        allowed = mask[:, None] if allowed is None else allowed & mask[:, None]
+    if allowed is None:
+        return total
+    # A finite minimum keeps rows without any valid key (padding queries) free of NaN.
+    lowest = jnp.finfo(jnp.float32).min / 2
+    return jnp.where(allowed, jnp.zeros((), jnp.float32) if total is None else total, lowest)
+
+
+def _xla(q, k, v, bias, scale):
+    batch, length, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    q = q.reshape(batch, length, k.shape[2], groups, dim)
+    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        split = (k.shape[2], groups) if bias.shape[1] == heads else (1, 1)
+        logits = logits + bias.reshape(bias.shape[0], *split, *bias.shape[2:])
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    return out.reshape(batch, length, heads, dim)

@@ -1,0 +1,88 @@
+"""The state of a run, created directly on the mesh.
+
+Parameters are flat dicts (see `models/params.py`), split into the trainable ones, which have gradients and
+optimizer slots, and the frozen ones, which have neither.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from motus_jax import sharding
+from motus_jax.models import params as params_lib
+
+Params = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """One training state; `step` counts finished updates."""
+
+    step: jax.Array
+    trainable: Params
+    frozen: Params
+    opt_state: Any
+    ema: Params | None
+
+
+class Layout(NamedTuple):
+    """What is fixed about a run's parameters: the abstract model and where each one lives."""
+
+    model: nnx.Module
+    trainable: tuple[str, ...]
+    shardings: dict[str, jax.sharding.NamedSharding]
+
+    def bind(self, trainable: Params, frozen: Params) -> nnx.Module:
+        """The model with these parameters."""
+        return params_lib.bind(self.model, {**trainable, **frozen})
+
+
+def layout(build: Callable[[nnx.Rngs], nnx.Module], is_trainable: Callable[[dict], dict], mesh: Mesh
+           ) -> Layout:
+    """Shapes and shardings of the model `build` makes, without making it.
+
+    Args:
+      build: rngs -> module.
+      is_trainable: {path: abstract array} -> {path: bool}.
+      mesh: device mesh.
+    """
+    model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    variables = params_lib.variables(model)
+    flags = is_trainable(params_lib.arrays(model))
+    return Layout(
+        model, tuple(path for path, flag in flags.items() if flag),
+        {path: sharding.param_sharding(var, mesh) for path, var in variables.items()})
+
+
+def create(build: Callable[[nnx.Rngs], nnx.Module], plan: Layout, tx: optax.GradientTransformation,
+           mesh: Mesh, seed: int, *, ema: bool) -> TrainState:
+    """A fresh state with random weights, every array born on its devices."""
+
+    def init(seed):
+        return params_lib.arrays(build(nnx.Rngs(seed)))
+
+    values = jax.jit(init, out_shardings=plan.shardings)(seed)
+    trainable = {path: values[path] for path in plan.trainable}
+    frozen = {path: x for path, x in values.items() if path not in trainable}
+    opt_state = jax.jit(tx.init, out_shardings=opt_shardings(tx, plan, trainable, mesh))(trainable)
+    step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(mesh))
+    copy = jax.tree.map(jnp.copy, trainable) if ema else None
+    return TrainState(step, trainable, frozen, opt_state, copy)
+
+
+def opt_shardings(tx: optax.GradientTransformation, plan: Layout, trainable: Params, mesh: Mesh):
+    """Shardings of the optimizer state: slots live where their parameter lives, counts everywhere.
+
+    A slot is recognised by the parameter's path on its own path in the state.
+    """
+
+    def place(path, leaf):
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        name = next((n for n in reversed(names) if n in plan.shardings), None)
+        return sharding.replicated(mesh) if name is None else plan.shardings[name]
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))

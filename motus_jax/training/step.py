@@ -1,0 +1,52 @@
+"""One update: loss -> gradients of the trainable part -> optimizer -> EMA -> metrics. Pure functions."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from motus_jax.training.state import Layout, TrainState
+
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def train_step(state: TrainState, batch: dict, *, loss: Loss, plan: Layout,
+               tx: optax.GradientTransformation, seed: int, ema_decay: float | None = None
+               ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update.
+
+    Args:
+      state: donated by the caller.
+      batch: global arrays that match the policy's `batch_spec`.
+      loss: the policy's `loss(model, batch, rng) -> (loss, metrics)`.
+      plan: abstract model of the state.
+      tx: optimizer over the trainable dict.
+      seed: of the noise; the draw of a step depends on (seed, step) alone, so that a resumed run repeats it.
+      ema_decay: of the averaged weights, None without them.
+
+    Returns:
+      New state and scalar float32 metrics: those of the loss, `grad_norm` before clipping, `param_norm`.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def objective(trainable):
+        return loss(plan.bind(trainable, state.frozen), batch, rng)
+
+    grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(trainable, ema, 1 - ema_decay)
+    metrics = {**metrics, "grad_norm": optax.global_norm(grads),
+               "param_norm": optax.global_norm(trainable)}
+    metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+    return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
+
+
+def eval_step(trainable: dict, frozen: dict, batch: dict, rng: jax.Array, *, loss: Loss,
+              plan: Layout) -> dict[str, jax.Array]:
+    """Metrics of one held-out batch at the draws of `rng`."""
+    _, metrics = loss(plan.bind(trainable, frozen), batch, rng)
+    return metrics
