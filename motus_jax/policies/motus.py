@@ -256,7 +256,8 @@ def sample_given(model: Motus, batch: dict, video_noise, action_noise, steps=Non
         return x._replace(video=x.video.at[:, :1].set(first))
 
     def velocity(x, t):
-        t = jnp.broadcast_to(1000 * t, (x.video.shape[0],))
+        time = flow.round_bf16(1000 * t) if c.round_timesteps else 1000 * t
+        t = jnp.broadcast_to(time, (x.video.shape[0],))
         return velocities(model, x.video, x.action, t, t, conditions)
 
     times = flow.euler_times(steps or c.sample_steps, rounded=c.round_timesteps)
@@ -344,6 +345,16 @@ def _encode(model: Motus, frames: jax.Array) -> jax.Array:
     pixels = frames.astype(jnp.float32) / 127.5 - 1
     latents = model.vae.encode(pixels.astype(model.config.vae_dtype))
     return jax.lax.stop_gradient(latents.astype(jnp.float32))
+
+
+def clean(model: Motus, batch: dict) -> dict[str, jax.Array]:
+    """Loss name -> the data its branch denoises, for baselines; the given first frame left out."""
+    return {"video_loss": encode_video(model, batch)[:, 1:], "action_loss": batch["actions"]}
+
+
+def frames(model: Motus, sampled: dict) -> jax.Array | None:
+    """Frames uint8 [B, 1+F, H, W, 3] of what `sample` returned; None if the VAE is not loaded."""
+    return None if model.vae is None else decode(model, sampled["latents"])
 
 
 def decode(model: Motus, latents: jax.Array) -> jax.Array:

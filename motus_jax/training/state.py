@@ -63,7 +63,7 @@ def create(build: Callable[[nnx.Rngs], nnx.Module], plan: Layout, tx: optax.Grad
     """A fresh state with random weights, every array born on its devices."""
 
     def init(seed):
-        return params_lib.arrays(build(nnx.Rngs(seed)))
+        return params_lib.arrays(build(nnx.Rngs(jax.random.key(seed))))
 
     values = jax.jit(init, out_shardings=plan.shardings)(seed)
     trainable = {path: values[path] for path in plan.trainable}

@@ -12,8 +12,8 @@ Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def train_step(state: TrainState, batch: dict, *, loss: Loss, plan: Layout,
-               tx: optax.GradientTransformation, seed: int, ema_decay: float | None = None
-               ) -> tuple[TrainState, dict[str, jax.Array]]:
+               tx: optax.GradientTransformation, learning_rate: Callable, seed: int,
+               ema_decay: float | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update.
 
     Args:
@@ -22,11 +22,13 @@ def train_step(state: TrainState, batch: dict, *, loss: Loss, plan: Layout,
       loss: the policy's `loss(model, batch, rng) -> (loss, metrics)`.
       plan: abstract model of the state.
       tx: optimizer over the trainable dict.
+      learning_rate: number of the update (from 1) -> its base rate, for the metrics.
       seed: of the noise; the draw of a step depends on (seed, step) alone, so that a resumed run repeats it.
       ema_decay: of the averaged weights, None without them.
 
     Returns:
-      New state and scalar float32 metrics: those of the loss, `grad_norm` before clipping, `param_norm`.
+      New state and scalar float32 metrics: those of the loss, `grad_norm` before clipping, `param_norm`,
+      `learning_rate`.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -39,8 +41,9 @@ def train_step(state: TrainState, batch: dict, *, loss: Loss, plan: Layout,
     ema = state.ema
     if ema is not None:
         ema = optax.incremental_update(trainable, ema, 1 - ema_decay)
-    metrics = {**metrics, "grad_norm": optax.global_norm(grads),
-               "param_norm": optax.global_norm(trainable)}
+    metrics = {**metrics, "grad_norm": optax.tree.norm(grads),
+               "param_norm": optax.tree.norm(trainable),
+               "learning_rate": learning_rate(state.step + 1)}
     metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
     return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 

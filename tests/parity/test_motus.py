@@ -234,7 +234,7 @@ def test_finetune_from_pretrain(tmp_path):
     config = models.motus_config("finetune")
     fresh = goldens.load("motus/finetune_from_pretrain_init.safetensors")
     fresh.pop("action_expert.input_encoder.pos_embedding")
-    start = params.arrays(motus.build(config, nnx.Rngs(1)))
+    start = jax.jit(lambda: params.arrays(motus.build(config, nnx.Rngs(1))))()
     kept = {p: v for p, v in start.items()
             if p.startswith("action/") and not p.startswith(("action/blocks", "action/time"))}
     own = mapping.to_jax(rules(config), fresh, kept)

@@ -1,0 +1,97 @@
+"""What the configs share: variants, network sizes, optimizer tables. Plain numbers, no model code."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def variant(arg: str | None, **defaults) -> ConfigDict:
+    """Parses 'key=value,...' with the types of `defaults`.
+
+    Raises:
+      ValueError: a key is not among the defaults or a value has another type.
+    """
+    out = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, _, value = item.partition("=")
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1, 0.0)[0]
+            raise ValueError(f"unknown variant {key!r}; did you mean {near!r}? "
+                             f"(variants: {', '.join(defaults)})")
+        kind = type(defaults[key])
+        if kind is bool and value not in ("True", "False"):
+            raise ValueError(f"variant {key} must be True or False, got {value!r}")
+        out[key] = value == "True" if kind is bool else kind(value)
+    return ConfigDict(out)
+
+
+def joint(layers: int, heads: int, head_dim: int) -> dict:
+    """What the three experts of a layer must agree on."""
+    return {"num_layers": layers, "num_heads": heads, "head_dim": head_dim}
+
+
+def motus_8b() -> dict:
+    """The released sizes: 8,022,341,326 parameters with the VLM."""
+    layers = joint(30, 24, 128)
+    return {
+        "name": "motus",
+        "wan": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30,
+                "text_dim": 4096, "text_len": 512, "eps": 1e-6},
+        "action": {"dim": 1024, "ffn_dim": 4096, "action_dim": 14, "state_dim": 14, "registers": 4,
+                   "eps": 1e-5, **layers},
+        "und": {"dim": 512, "ffn_dim": 2048, "input_dim": 2048, "adapter_layers": 3, "eps": 1e-5,
+                **layers},
+        "num_frames": 8, "actions_per_frame": 2, "height": 384, "width": 320,
+        "text_rows": 127, "und_tokens": 256, "vlm_image": (384, 320),
+        "shift": 5.0, "video_loss_weight": 1.0, "action_loss_weight": 1.0,
+        "mask_und_padding": True, "mask_padded_actions": True, "round_timesteps": False,
+        "cached": (), "sample_steps": 10,
+        "dtype": "bfloat16", "vlm_dtype": "bfloat16", "vae_dtype": "bfloat16", "remat": "full",
+    }
+
+
+def motus_tiny() -> dict:
+    """All the parts at a size that trains on a laptop; text by bytes, no download."""
+    layers = joint(4, 4, 32)
+    return {
+        **motus_8b(),
+        "wan": {"dim": 128, "ffn_dim": 384, "num_heads": 4, "num_layers": 4, "latent_channels": 48,
+                "text_dim": 4096, "text_len": 512, "freq_dim": 256, "eps": 1e-6},
+        "action": {"dim": 96, "ffn_dim": 256, "action_dim": 14, "state_dim": 14, "registers": 4,
+                   "eps": 1e-5, **layers},
+        "und": {"dim": 48, "ffn_dim": 96, "input_dim": 32, "adapter_layers": 3, "eps": 1e-5,
+                **layers},
+        "vlm": {
+            "text": {"vocab_size": 320, "dim": 32, "ffn_dim": 48, "num_heads": 4,
+                     "num_kv_heads": 2, "head_dim": 16, "num_layers": 3, "rope_theta": 5e6,
+                     "sections": (4, 2, 2)},
+            "vision": {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 3, "out_dim": 32,
+                       "taps": (0, 1), "num_positions": 64},
+            "image_token": 261, "tied": True},
+        "vae": tiny_vae(),
+        "height": 96, "width": 96, "text_rows": 320, "und_tokens": 400, "vlm_image": (256, 256),
+        "dtype": "float32", "vlm_dtype": "float32", "vae_dtype": "float32", "remat": "none",
+    }
+
+
+def tiny_vae() -> dict:
+    """A Wan VAE of the same depth, 8 channels wide; its latents need no statistics."""
+    return {"enc_dim": 8, "dec_dim": 8, "latent_mean": (0.0,) * 48, "latent_std": (1.0,) * 48}
+
+
+# Understanding output projection and FFN of the last layer feed nothing; the original's AdamW never touches them.
+_DEAD = r"und/blocks/(out|ffn)/.*"
+DECAY = ((_DEAD, 1.0, "[:-1]"), (rf"(?!{_DEAD}).*", 1.0))
+MOTUS_GROUPS = ((r"wan/.*", 1.0), (r"(action|und)/.*", 1.0), (r"(vlm|vae)/.*", None))
+
+
+def robotwin_data(policy: dict, root: str) -> dict:
+    """The pipeline over RoboTwin folders whose batches fit `policy`."""
+    return {
+        "source": {"kind": "robotwin", "root": root, "data_mode": "both", "tasks": (),
+                   "text_dim": policy["wan"]["text_dim"], "qpos_dim": policy["action"]["action_dim"]},
+        "frames": policy["num_frames"], "height": policy["height"], "width": policy["width"],
+        "rate": 3, "ratio": policy["actions_per_frame"], "text_length": policy["text_rows"],
+        "vlm_length": policy["und_tokens"], "val_fraction": 0.02, "val_episodes": 0, "seed": 0,
+        "workers": 0, "threads": 8, "frame_cache_mb": 0, "max_bad_fraction": 0.05,
+    }

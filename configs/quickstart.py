@@ -1,0 +1,66 @@
+"""A small Motus with all its parts, from random weights, on recorded ALOHA episodes; a few minutes on a CPU.
+
+    python -m motus_jax.train --config=configs/quickstart.py:stage=vae --workdir=runs/quickstart_vae
+    python -m motus_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The first run trains the video VAE as an autoencoder, the second the three experts on its latents, with
+a frozen random VLM and text embedded by a random umT5.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    v = common.variant(arg, stage="motus")
+    stages = {"motus": _motus, "vae": _vae}
+    if v.stage not in stages:
+        raise ValueError(f"variant stage={v.stage!r} is unknown; use one of {', '.join(stages)}")
+    policy = common.motus_tiny()
+    policy["wan"]["text_dim"] = 32
+    data = common.robotwin_data(policy, root="examples/aloha_sim")
+    data["source"]["data_mode"] = "clean"
+    data |= {"tokenizer": "bytes", "val_fraction": 0.0, "val_episodes": 2, "threads": 2,
+             "frame_cache_mb": 256}
+    shared = {
+        "data": data, "seed": 0, "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        "ema_decay": None, "distributed": False, "compile_cache": None, "wandb_project": None,
+    }
+    return ConfigDict({**shared, **stages[v.stage](policy)})
+
+
+def _motus(policy: dict) -> dict:
+    steps = 600
+    return {
+        "policy": policy,
+        "optimizer": {
+            "learning_rate": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0,
+            "groups": common.MOTUS_GROUPS, "decay": common.DECAY,
+            "schedule": {"type": "diffusers_cosine", "warmup_steps": 30, "total_steps": steps,
+                         "min_lr": 5e-5},
+        },
+        "batch_size": 16, "steps": steps,
+        "checkpoint": {"every": 200, "keep": 2},
+        "init": {"resume": None, "finetune": None, "fresh": (),
+                 "backbones": {"vae": "runs/quickstart_vae"}},
+        "log_every": 20, "eval_every": 200, "eval_batches": 4, "pictures": 4,
+    }
+
+
+def _vae(policy: dict) -> dict:
+    steps = 300
+    return {
+        "policy": {"name": "wan_vae", "vae": policy["vae"], "num_frames": policy["num_frames"],
+                   "height": policy["height"], "width": policy["width"], "crop": 64,
+                   "latent_weight": 0.01},
+        "optimizer": {
+            "learning_rate": 2e-3, "weight_decay": 0.0, "clip_norm": 1.0,
+            "groups": ((".*", 1.0),),
+            "schedule": {"type": "diffusers_cosine", "warmup_steps": 20, "total_steps": steps,
+                         "min_lr": 1e-4},
+        },
+        "batch_size": 2, "steps": steps,
+        "checkpoint": {"every": 100, "keep": 1},
+        "init": {"resume": None, "finetune": None, "fresh": (), "backbones": {}},
+        "log_every": 20, "eval_every": 150, "eval_batches": 2, "pictures": 2,
+    }

@@ -1,0 +1,1 @@
+"""How good a policy is: held-out metrics and the pictures people look at."""

@@ -1,0 +1,86 @@
+"""Trains the Wan VAE as an autoencoder of clips.
+
+The published VAE is frozen everywhere in Motus; this policy makes one of another size, for the quickstart
+and for tests. Parameters live under 'vae/', so a Motus run takes them with `init.backbones.vae`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from motus_jax.models import wan_vae
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Autoencoder training.
+
+    Attributes:
+      num_frames: F, frames after the first one, a multiple of 4.
+      height, width: pixels of the frames in the batch.
+      crop: side of the square random crops that are trained on, a multiple of 16.
+      latent_weight: of the penalty that draws the latents to unit variance, as diffusion expects.
+    """
+
+    vae: wan_vae.Config = wan_vae.Config()
+    num_frames: int = 8
+    height: int = 384
+    width: int = 320
+    crop: int = 128
+    latent_weight: float = 0.01
+
+    def __post_init__(self):
+        if self.crop % 16 or self.crop > min(self.height, self.width):
+            raise ValueError(f"config.policy.crop {self.crop} must be a multiple of 16 and at most "
+                             f"{min(self.height, self.width)}")
+
+
+class Autoencoder(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.vae = wan_vae.WanVae(config.vae, rngs)
+        self.config = config
+
+
+def build(config: Config, rngs: nnx.Rngs) -> Autoencoder:
+    return Autoencoder(config, rngs)
+
+
+def batch_spec(config: Config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """`frames` uint8 [B, 1+F, H, W, 3]."""
+    shape = (batch_size, 1 + config.num_frames, config.height, config.width, 3)
+    return {"frames": jax.ShapeDtypeStruct(shape, np.uint8)}
+
+
+def loss(model: Autoencoder, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+    """Mean absolute pixel error of random crops in [-1, 1], and the penalty on the latents."""
+    c = model.config
+    rows, cols = jax.random.split(rng)
+    top = jax.random.randint(rows, (), 0, c.height - c.crop + 1)
+    left = jax.random.randint(cols, (), 0, c.width - c.crop + 1)
+    frames = batch["frames"]
+    sizes = (*frames.shape[:2], c.crop, c.crop, 3)
+    pixels = jax.lax.dynamic_slice(frames, (0, 0, top, left, 0), sizes)
+    pixels = pixels.astype(jnp.float32) / 127.5 - 1
+    latents = model.vae.encode(pixels)
+    pixel_loss = jnp.mean(jnp.abs(model.vae.decode(latents) - pixels))
+    variance = jnp.mean(jnp.square(latents), axis=(0, 1, 2, 3))
+    latent_loss = jnp.mean(jnp.square(variance - 1))
+    total = pixel_loss + c.latent_weight * latent_loss
+    return total, {"total_loss": total, "pixel_loss": pixel_loss, "latent_loss": latent_loss}
+
+
+def sample(model: Autoencoder, batch: dict, rng: jax.Array) -> dict[str, jax.Array]:
+    """`latents` of the clips; nothing is random."""
+    del rng
+    return {"latents": model.vae.encode(batch["frames"].astype(jnp.float32) / 127.5 - 1)}
+
+
+def frames(model: Autoencoder, sampled: dict) -> jax.Array:
+    """Frames uint8 decoded from `latents`."""
+    pixels = model.vae.decode_clamped(sampled["latents"])
+    return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
