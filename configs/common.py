@@ -1,8 +1,12 @@
 """What the configs share: variants, network sizes, optimizer tables. Plain numbers, no model code."""
 
-import difflib
+from __future__ import annotations
 
-from ml_collections import ConfigDict
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def variant(arg: str | None, **defaults) -> ConfigDict:
@@ -11,6 +15,9 @@ def variant(arg: str | None, **defaults) -> ConfigDict:
     Raises:
       ValueError: a key is not among the defaults or a value has another type.
     """
+    # Only here: the sizes below are also read where ml_collections is not installed.
+    from ml_collections import ConfigDict
+
     out = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, _, value = item.partition("=")

@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "init": {"resume": None, "finetune": None, "backbones": {}, "fresh": (
             r"action/(state|action|registers|head_modulation|head_linear)(/.*)?",)},
         "log_every": 10, "eval_every": 500, "eval_batches": 4, "pictures": 4,
-        "ema_decay": None, "distributed": False, "compile_cache": None, "wandb_project": None,
+        "ema_decay": None, "distributed": False, "compile_cache": None, "compiler_options": {}, "wandb_project": None,
     }
     if v.parity == "upstream":
         policy |= {"mask_und_padding": False, "mask_padded_actions": False,

@@ -1,11 +1,13 @@
-"""Checkpoints of a run (Orbax): `<workdir>/checkpoints/<step>/{params, opt_state, ema, data_iter, assets}`.
+"""Checkpoints of a run (Orbax).
 
-`params` holds every weight, frozen ones included, as a nested dict of arrays, so that serving needs nothing but the
-path; `assets` is JSON with the full config and what the data was; `data_iter` is JSON with the place in the
-stream. A step becomes visible only when all of it is on disk.
+    <workdir>/checkpoints/<step>/{params, opt_state, ema, data_iter, assets}
 
-Restoring is strict: every parameter must be found with its shape. Loading part of a checkpoint goes through
-`load_params` with an explicit list of what stays as it is.
+`params` holds every weight, frozen ones included, as a nested dict of arrays, so that serving needs
+nothing but the path; `assets` is JSON with the full config and what the data was; `data_iter` is
+JSON with the place in the stream. A step becomes visible only when all of it is on disk.
+
+Restoring is strict: every parameter must be found with its shape. Loading part of a checkpoint goes
+through `load_params` with an explicit list of what stays as it is.
 """
 
 import dataclasses
@@ -14,7 +16,6 @@ import re
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from motus_jax.training.state import TrainState
@@ -66,7 +67,8 @@ def manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager:
     """The checkpoint manager of a run; saves in the background."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=config.keep, keep_period=config.keep_every, enable_async_checkpointing=True)
-    return ocp.CheckpointManager((pathlib.Path(workdir) / "checkpoints").absolute(), options=options)
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
 def save(mgr: ocp.CheckpointManager, state: TrainState, data_iter: dict, assets: dict) -> None:
@@ -100,8 +102,8 @@ def restore(mgr: ocp.CheckpointManager, like: TrainState, step: int) -> tuple[Tr
     if like.ema is not None:
         if not (folder / "ema").exists():
             raise CheckpointError(
-                f"checkpoint {folder} has no averaged weights but config.ema_decay is set; set it to "
-                "None, or start a new workdir")
+                f"checkpoint {folder} has no averaged weights but config.ema_decay is set; set it "
+                "to None, or start a new workdir")
         items["ema"] = ocp.args.StandardRestore(nest(_abstract(like.ema)))
     out = mgr.restore(step, args=ocp.args.Composite(**items))
     params = flatten(out["params"])

@@ -1,7 +1,7 @@
 """From `ml_collections` config files to frozen dataclasses, with nothing left over.
 
-Every key of a config must be a field of the dataclass that reads it; a wrong key is an error that names the key
-and the nearest valid one. Values are checked against the field's type.
+Every key of a config must be a field of the dataclass that reads it; a wrong key is an error that
+names the key and the nearest valid one. Values are checked against the field's type.
 """
 
 import dataclasses

@@ -73,6 +73,7 @@ class RunConfig:
       pictures: samples shown in the pictures at the end, 0 for none.
       ema_decay: of the averaged weights, None for none.
       distributed: call `jax.distributed.initialize()` (several hosts).
+      compiler_options: of XLA, for every program of the run.
       compile_cache: folder of compiled programs; restarts find theirs there. None for none.
     """
 
@@ -92,6 +93,7 @@ class RunConfig:
     ema_decay: float | None = None
     distributed: bool = False
     compile_cache: str | None = None
+    compiler_options: dict = dataclasses.field(default_factory=dict)
     wandb_project: str | None = None
 
 
@@ -177,7 +179,7 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
                 step.train_step, loss=policy.loss, plan=plan, tx=tx, seed=run.seed,
                 learning_rate=functools.partial(optimizer.learning_rate, run.optimizer),
                 ema_decay=run.ema_decay),
-            donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, current), None))
+            donate_argnums=0, compiler_options=run.compiler_options, out_shardings=(jax.tree.map(lambda x: x.sharding, current), None))
         evaluate = Evaluation(run, policy, plan, mesh, spec, loader, bool(index.val))
 
         # 4. Loop
@@ -191,6 +193,8 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
         for number in range(done + 1, run.steps + 1):
             with clock.waiting():
                 batch = next(batches)
+            if number == done + 1 and hasattr(policy, "check_batch"):
+                policy.check_batch(config, batch)
             batch = sharding.put_batch({name: batch[name] for name in spec}, mesh)
             current, values_on_device = update(current, batch)
             pending.append((number, values_on_device))
@@ -263,10 +267,12 @@ class Evaluation:
         self.loader = loader
         self.batches = (list(itertools.islice(loader(split="val"), run.eval_batches))
                         if enabled else [])
-        self.losses = jax.jit(functools.partial(step.eval_step, loss=policy.loss, plan=plan))
-        self.sample = jax.jit(lambda t, f, batch, rng: policy.sample(plan.bind(t, f), batch, rng))
-        self.clean = jax.jit(lambda t, f, batch: policy.clean(plan.bind(t, f), batch))
-        self.frames = jax.jit(lambda t, f, out: policy.frames(plan.bind(t, f), out))
+        self.losses = jax.jit(functools.partial(step.eval_step, loss=policy.loss, plan=plan),
+                              compiler_options=run.compiler_options)
+        jit = functools.partial(jax.jit, compiler_options=state.run_once())
+        self.sample = jit(lambda t, f, batch, rng: policy.sample(plan.bind(t, f), batch, rng))
+        self.clean = jit(lambda t, f, batch: policy.clean(plan.bind(t, f), batch))
+        self.frames = jit(lambda t, f, out: policy.frames(plan.bind(t, f), out))
 
     def put(self, batch: dict) -> dict:
         return sharding.put_batch({name: batch[name] for name in self.spec}, self.mesh)

@@ -27,9 +27,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import tokenizers
 from tqdm import tqdm
 
 from motus_jax import torch_file
+from motus_jax.data.tokenizer import CONTROL
 
 TASK = "transfer_cube"
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -201,7 +203,7 @@ def open_dataset(expert, args: argparse.Namespace) -> dict:
         "joints": joints,
         "demonstrator": "scripted expert, open loop (scripts/aloha_expert.py)",
         "success": "is_success of the environment at some step and still after the last one",
-        "text": "umt5_wan: tiny umT5 encoder, random weights from seed 0, tokens are bytes + 3",
+        "text": "umt5_wan: tiny umT5 encoder, random weights from seed 0, tokens are those of tokenizer.json + 3",
         "prompt_prefix": "RoboTwin's, kept for prompt parity; the head camera here looks down",
         "command": shlex.join(["python", "scripts/record_aloha_sim.py", *sys.argv[1:]]),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -254,17 +256,31 @@ def embed_prompts(folder: Path):
             todo[path] = prompts.read_text().splitlines()
     if not todo:
         return
+    words = write_tokenizer(folder.parents[1] / "tokenizer.json")
     unique = sorted(set().union(*todo.values()))
-    embedding = dict(zip(unique, encode_instructions(unique), strict=True))
+    embedding = dict(zip(unique, encode_instructions(unique, words), strict=True))
     for path, lines in todo.items():
         save_tensors(path, [embedding[line] for line in lines])
 
 
-def encode_instructions(lines: list[str]) -> list[np.ndarray]:
+def write_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Byte-level BPE of at most 512 tokens learnt from all instructions; the control tokens come first."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=512, special_tokens=list(CONTROL), show_progress=False,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    model.train_from_iterator([PREFIX + text for text in INSTRUCTIONS] * 2, trainer)
+    write(path, lambda p: p.write_text(model.to_str(pretty=True)))
+    return model
+
+
+def encode_instructions(lines: list[str], words: tokenizers.Tokenizer) -> list[np.ndarray]:
     """One bfloat16 [L, 32] per line: the tiny umT5 encoder with fixed random weights.
 
-    It stands in for umT5-xxl, whose weights are a large download. Tokens are the line's bytes + 3
-    and an end token 1, the numbering of ByT5.
+    It stands in for umT5-xxl, whose weights are a large download. Tokens are those of `words` + 3
+    and an end token 1, the numbering of T5 (0 pads).
     """
     import jax.numpy as jnp
     from flax import nnx
@@ -274,8 +290,9 @@ def encode_instructions(lines: list[str]) -> list[np.ndarray]:
     encoder = umt5.UMT5(umt5.UMT5_TINY, nnx.Rngs(0), dtype=jnp.bfloat16)
     embeddings = []
     for line in lines:  # one at a time: rounding must not depend on what else is encoded
+        tokens = [*(token + 3 for token in words.encode(line).ids), 1]
         ids = np.zeros((1, TEXT_LENGTH), np.int32)
-        ids[0, : len(line) + 1] = [*(byte + 3 for byte in line.encode("ascii")), 1]
+        ids[0, : len(tokens)] = tokens
         embeddings += umt5.encode(encoder, ids, ids > 0)
     return embeddings
 

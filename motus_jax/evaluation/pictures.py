@@ -93,7 +93,7 @@ def future_sheet(imagined: np.ndarray, real: np.ndarray, path: pathlib.Path) -> 
 
 
 def future_video(imagined: np.ndarray, real: np.ndarray, path: pathlib.Path, fps: int = 5) -> None:
-    """An mp4 with imagined frames on the left and real ones on the right, samples below each other."""
+    """An mp4: imagined frames on the left, real ones on the right, samples below each other."""
     left, right = (np.concatenate(list(x), axis=1) for x in (imagined, real))  # [1+F, B*H, W, 3]
     gap = np.full((*left.shape[:2], 4, 3), 255, np.uint8)
     clip = np.concatenate([left, gap, right], axis=2)

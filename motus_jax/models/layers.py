@@ -2,12 +2,13 @@
 
 Modules hold `nnx.Param`s and static numbers only. Every parameter names its logical axes, which
 `motus_jax.sharding` maps to the mesh. Weights are stored in `dtype` (float32 masters when they are
-trained) and cast to the dtype of the activation where they are used, so compute precision is decided
-by the tensors that flow in, not by a flag.
+trained) and cast to the dtype of the activation where they are used, so compute precision is
+decided by the tensors that flow in, not by a flag.
 
 Letters: B batch, T tokens, D width, E heads*head_dim, F ffn width.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -52,8 +53,8 @@ def torch_uniform(fan_in: int) -> Callable:
 class Linear(nnx.Module):
     """`y = x @ kernel + bias`; `features` may have several axes, e.g. (3, N, H) for fused q, k, v.
 
-    kernel [D, *features], bias [*features]; PyTorch `weight` is the transpose. Xavier by default, with
-    the fan-out of one fused part: axes whose logical name is None only count parts.
+    kernel [D, *features], bias [*features]; PyTorch `weight` is the transpose. Xavier by default,
+    with the fan-out of one fused part: axes whose logical name is None only count parts.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Mlp(nnx.Module):
     """Linear, activation, Linear, ... ; widths like (D, F, D)."""
 
     def __init__(self, widths, rngs, *, activation, make=Linear, final_activation=False, **kwargs):
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         logical = [("embed", "mlp") if i % 2 == 0 else ("mlp", "embed") for i in range(len(pairs))]
         self.layers = nnx.List(
             [make(d, f, rngs, logical=a, **kwargs)
@@ -164,7 +165,7 @@ def gelu_erf(x: jax.Array) -> jax.Array:
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` copies of a module, each freshly initialised, with their parameters stacked on axis 0."""
+    """`depth` freshly initialised copies of a module, their parameters stacked on axis 0."""
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(depth))
 
 

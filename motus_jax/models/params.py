@@ -1,7 +1,7 @@
 """Modules as flat dicts of arrays, keyed by path strings such as 'wan/blocks/ffn/layers/0/kernel'.
 
-This is the only form in which parameters leave the process (checkpoints, conversion) and the form the
-trainer works on: trainable and frozen parameters are two dicts, gradients a third.
+This is the only form in which parameters leave the process (checkpoints, conversion) and the form
+the trainer works on: trainable and frozen parameters are two dicts, gradients a third.
 """
 
 import math

@@ -45,7 +45,7 @@ class Config:
 UMT5_XXL = Config(
     vocab_size=256384, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=24
 )
-UMT5_TINY = Config(vocab_size=300, dim=32, dim_attn=24, dim_ffn=48, num_heads=2, num_layers=2)
+UMT5_TINY = Config(vocab_size=515, dim=32, dim_attn=24, dim_ffn=48, num_heads=2, num_layers=2)
 
 
 def buckets(length: int, c: Config) -> np.ndarray:

@@ -25,10 +25,11 @@ def shifted(sigma, shift: float):
 
 
 def training_sigmas(shift: float, steps: int = 1000) -> np.ndarray:
-    """Noise levels that training draws from, float32 [steps], from 1 downwards; 0 is not among them.
+    """Noise levels that training draws from, float32 [steps], from 1 downwards, 0 not among them.
 
-    Bit-equal to the original's table, which is built in float32 from a grid that counts from the nearer
-    end: one unit in the last place of sigma is 6e-5 of the time 1000 * sigma, which the embedding sees.
+    Bit-equal to the original's table, which is built in float32 from a grid that counts from the
+    nearer end: one unit in the last place of sigma is 6e-5 of the time 1000 * sigma, which the
+    embedding sees.
     """
     step, i = np.float64(np.float32(1) / np.float32(steps)), np.arange(steps + 1)
     grid = np.where(i < (steps + 1) // 2, 1 - step * i, step * (steps - i)).astype(np.float32)

@@ -179,6 +179,18 @@ def batch_spec(config: Config, batch_size: int) -> dict[str, jax.ShapeDtypeStruc
             for name, (shape, dtype) in sorted(shapes.items())}
 
 
+def check_batch(config: Config, batch: dict) -> None:
+    """Fails on prompts the VLM would misread, e.g. of another tokenizer (numpy batch, once a run).
+
+    Raises:
+      ValueError: names the sample and the problem.
+    """
+    if "vlm_tokens" in batch:
+        patch = config.vlm.vision.patch
+        grid = np.tile(np.array(config.vlm_image) // patch, (len(batch["vlm_tokens"]), 1))
+        qwen3_vl.check_prompts(config.vlm, batch["vlm_tokens"], batch["vlm_valid"], grid)
+
+
 def loss(model: Motus, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Flow-matching loss of one batch at random timesteps; see `loss_given`."""
     c, batch_size = model.config, batch["actions"].shape[0]

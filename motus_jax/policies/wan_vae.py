@@ -21,9 +21,10 @@ class Config:
     """Autoencoder training.
 
     Attributes:
-      num_frames: F, frames after the first one, a multiple of 4.
+      num_frames: F, frames of the batch after the first one, a multiple of 4.
       height, width: pixels of the frames in the batch.
-      crop: side of the square random crops that are trained on, a multiple of 16.
+      clip: leading frames trained on, 1 + a multiple of 4. With 1 the temporal taps keep their start, which
+        copies the newest frame, and many small steps on stills are worth more than few on clips.
       latent_weight: of the penalty that draws the latents to unit variance, as diffusion expects.
     """
 
@@ -31,13 +32,13 @@ class Config:
     num_frames: int = 8
     height: int = 384
     width: int = 320
-    crop: int = 128
+    clip: int = 9
     latent_weight: float = 0.01
 
     def __post_init__(self):
-        if self.crop % 16 or self.crop > min(self.height, self.width):
-            raise ValueError(f"config.policy.crop {self.crop} must be a multiple of 16 and at most "
-                             f"{min(self.height, self.width)}")
+        if self.clip % 4 != 1 or not 1 <= self.clip <= 1 + self.num_frames:
+            raise ValueError(f"config.policy.clip {self.clip} must be 1 + a multiple of 4, at most "
+                             f"{1 + self.num_frames}")
 
 
 class Autoencoder(nnx.Module):
@@ -57,20 +58,14 @@ def batch_spec(config: Config, batch_size: int) -> dict[str, jax.ShapeDtypeStruc
 
 
 def loss(model: Autoencoder, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-    """Mean absolute pixel error of random crops in [-1, 1], and the penalty on the latents."""
-    c = model.config
-    rows, cols = jax.random.split(rng)
-    top = jax.random.randint(rows, (), 0, c.height - c.crop + 1)
-    left = jax.random.randint(cols, (), 0, c.width - c.crop + 1)
-    frames = batch["frames"]
-    sizes = (*frames.shape[:2], c.crop, c.crop, 3)
-    pixels = jax.lax.dynamic_slice(frames, (0, 0, top, left, 0), sizes)
-    pixels = pixels.astype(jnp.float32) / 127.5 - 1
+    """Mean absolute pixel error in [-1, 1], and the penalty on the latents; nothing is random."""
+    del rng
+    pixels = batch["frames"][:, : model.config.clip].astype(jnp.float32) / 127.5 - 1
     latents = model.vae.encode(pixels)
     pixel_loss = jnp.mean(jnp.abs(model.vae.decode(latents) - pixels))
     variance = jnp.mean(jnp.square(latents), axis=(0, 1, 2, 3))
     latent_loss = jnp.mean(jnp.square(variance - 1))
-    total = pixel_loss + c.latent_weight * latent_loss
+    total = pixel_loss + model.config.latent_weight * latent_loss
     return total, {"total_loss": total, "pixel_loss": pixel_loss, "latent_loss": latent_loss}
 
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` (the record), TensorBoard, optionally wandb, a progress line."""
+"""Where a run's numbers go: `metrics.jsonl` (the record), TensorBoard, a progress line, wandb."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from tqdm import tqdm
 class Writer:
     """Metrics of one run.
 
-    `metrics.jsonl` has one JSON object a line with `step` and full float precision. After a resume the lines
-    past the restored step are dropped, because those steps are run again.
+    `metrics.jsonl` has one JSON object a line with `step` and full float precision. After a resume
+    the lines past the restored step are dropped, because those steps are run again.
 
     Args:
       workdir: folder of the run.

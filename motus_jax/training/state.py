@@ -1,7 +1,7 @@
 """The state of a run, created directly on the mesh.
 
-Parameters are flat dicts (see `models/params.py`), split into the trainable ones, which have gradients and
-optimizer slots, and the frozen ones, which have neither.
+Parameters are flat dicts (see `models/params.py`), split into the trainable ones, which have
+gradients and optimizer slots, and the frozen ones, which have neither.
 """
 
 from collections.abc import Callable
@@ -65,13 +65,20 @@ def create(build: Callable[[nnx.Rngs], nnx.Module], plan: Layout, tx: optax.Grad
     def init(seed):
         return params_lib.arrays(build(nnx.Rngs(jax.random.key(seed))))
 
-    values = jax.jit(init, out_shardings=plan.shardings)(seed)
+    values = jax.jit(init, out_shardings=plan.shardings, compiler_options=run_once())(seed)
     trainable = {path: values[path] for path in plan.trainable}
     frozen = {path: x for path, x in values.items() if path not in trainable}
     opt_state = jax.jit(tx.init, out_shardings=opt_shardings(tx, plan, trainable, mesh))(trainable)
     step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(mesh))
     copy = jax.tree.map(jnp.copy, trainable) if ema else None
     return TrainState(step, trainable, frozen, opt_state, copy)
+
+
+def run_once() -> dict[str, str]:
+    """Compiler options of programs that run once on a CPU, where compiling them is all of the cost."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": "True"}
 
 
 def opt_shardings(tx: optax.GradientTransformation, plan: Layout, trainable: Params, mesh: Mesh):

@@ -1,4 +1,4 @@
-"""One update: loss -> gradients of the trainable part -> optimizer -> EMA -> metrics. Pure functions."""
+"""One update, pure: loss -> gradients of the trainable part -> optimizer -> EMA -> metrics."""
 
 from collections.abc import Callable
 
@@ -23,12 +23,13 @@ def train_step(state: TrainState, batch: dict, *, loss: Loss, plan: Layout,
       plan: abstract model of the state.
       tx: optimizer over the trainable dict.
       learning_rate: number of the update (from 1) -> its base rate, for the metrics.
-      seed: of the noise; the draw of a step depends on (seed, step) alone, so that a resumed run repeats it.
+      seed: of the noise; the draw of a step depends on (seed, step) alone, so that a resumed run
+        repeats it.
       ema_decay: of the averaged weights, None without them.
 
     Returns:
-      New state and scalar float32 metrics: those of the loss, `grad_norm` before clipping, `param_norm`,
-      `learning_rate`.
+      New state and scalar float32 metrics: those of the loss, `grad_norm` before clipping,
+      `param_norm`, `learning_rate`.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 

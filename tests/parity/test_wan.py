@@ -141,7 +141,8 @@ def test_table_is_bijective():
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
-@pytest.mark.parametrize("mutation", ["condition frame at t=0", "exact gelu", "text padding masked"])
+@pytest.mark.parametrize(
+    "mutation", ["condition frame at t=0", "exact gelu", "text padding masked"])
 def test_mutations_are_caught(model, mutation):
     """Deliberate mistakes move the output by more than the tolerance allows."""
     inputs = gather("scalar_t")

@@ -1,0 +1,92 @@
+"""Imports point one way, optional packages stay optional, and `import motus_jax` is light."""
+
+import ast
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = ("motus_jax", "configs", "convert")
+
+# Prefix -> prefixes it may import from our own packages; the longest matching prefix decides.
+MAY_IMPORT = {
+    "motus_jax": (),
+    "motus_jax.sharding": (),
+    "motus_jax.config": (),
+    "motus_jax.torch_pickle": (),
+    "motus_jax.torch_file": ("motus_jax.torch_pickle",),
+    "motus_jax.ops": ("motus_jax.ops", "motus_jax.sharding"),
+    "motus_jax.models": ("motus_jax.models", "motus_jax.ops", "motus_jax.sharding"),
+    "motus_jax.policies": (
+        "motus_jax.models", "motus_jax.ops", "motus_jax.sharding", "motus_jax.data.schema",
+        "motus_jax.data.transforms"),
+    "motus_jax.training": ("motus_jax.training", "motus_jax.models.params", "motus_jax.sharding"),
+    "motus_jax.checkpoint": ("motus_jax.training.state",),
+    "motus_jax.data": ("motus_jax.data", "motus_jax.torch_file"),
+    "motus_jax.evaluation": ("motus_jax.evaluation",),
+    "motus_jax.inference": (
+        "motus_jax.inference", "motus_jax.checkpoint", "motus_jax.config", "motus_jax.data",
+        "motus_jax.policies", "motus_jax.sharding"),
+    "motus_jax.train": ("motus_jax",),
+    "configs": ("configs",),
+    "convert": ("convert", "motus_jax.models", "motus_jax.policies", "motus_jax.checkpoint"),
+}
+# Packages from outside that only these modules may import.
+ONLY_IN = {
+    "torch": ("convert",),
+    "transformers": ("convert",),
+    "wandb": ("motus_jax.training.metrics",),
+    "orbax": ("motus_jax.checkpoint",),
+    "av": ("motus_jax.data", "motus_jax.evaluation"),
+}
+
+
+def inside(name: str, prefixes) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in prefixes)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Dotted names a file imports, at any depth; `from a import b` counts as a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@functools.cache
+def modules() -> dict[str, set[str]]:
+    found = {}
+    for path in (p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = imports(path)
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_direction(name):
+    owner = max((p for p in MAY_IMPORT if inside(name, [p])), key=len)
+    assert owner != "motus_jax" or name == "motus_jax", f"{name}: give it a place in MAY_IMPORT"
+    for used in modules()[name]:
+        if inside(used, PACKAGES):
+            assert inside(used, MAY_IMPORT[owner]), f"{name} must not import {used}"
+        for package, places in ONLY_IN.items():
+            assert not inside(used, [package]) or inside(name, places), f"{name} imports {used}"
+        if inside(name, ["motus_jax.data"]) and name != "motus_jax.data.pipeline":
+            assert not inside(used, ["jax", "flax"]), f"{name} imports {used}; data is plain numpy"
+        if inside(name, ["configs"]):
+            assert inside(used, ["configs", "ml_collections", "difflib"]), f"{name} imports {used}"
+
+
+def test_package_is_light():
+    code = "import motus_jax, sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    loaded = out.split()
+    assert "motus_jax" in loaded
+    assert not {"jax", "flax", "torch", "numpy", "tensorflow"} & set(loaded)
