@@ -7,8 +7,9 @@ The first run trains the video VAE as an autoencoder, the second the three exper
 a frozen random VLM and text embedded by a random umT5.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -11,8 +11,9 @@ Variants, `configs/robotwin.py:key=value,...`:
 Measured result: not yet; the 8B run needs accelerators. The tiny size is what `quickstart.py` trains.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

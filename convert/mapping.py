@@ -1,9 +1,9 @@
 """The conversion engine: one table of `Rule`s per model, used in both directions, strict.
 
-A rule pairs a PyTorch key with a place in a JAX parameter. '{layer}' in the key stands for the index
-on the leading (stacked) axis of the parameter; `slot` is the place inside one layer's array, which is how
-separate q, k, v weights land in one fused kernel. Nothing is skipped: every source key must match a rule
-or an allow-list entry with a reason, every element of every target must be filled.
+A rule pairs a PyTorch key with a place in a JAX parameter. '{layer}' in the key stands for the
+index on the leading (stacked) axis of the parameter; `slot` is the place inside one layer's array,
+which is how separate q, k, v weights land in one fused kernel. Nothing is skipped: every source key
+must match a rule or an allow-list entry with a reason, every element of every target must be filled.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class ConversionError(ValueError):
 
 
 def linear(key: str, path: str, *, bias: bool = True, slot: tuple = ()) -> list[Rule]:
-    """Rules of a `Linear`: '{key}.weight' and '{key}.bias' <-> '{path}/kernel' and '{path}/bias'."""
+    """Rules of a `Linear`: '{key}.weight', '{key}.bias' <-> '{path}/kernel', '{path}/bias'."""
     rules = [Rule(f"{key}.weight", f"{path}/kernel", LINEAR, (slice(None), *slot) if slot else ())]
     if bias:
         rules.append(Rule(f"{key}.bias", f"{path}/bias", FLATTEN_OUT, slot))
@@ -135,7 +135,8 @@ def to_jax(
     return out
 
 
-def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]
+             ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (PyTorch key, array) of every rule whose parameter exists, layer by layer.
 
     Raises:

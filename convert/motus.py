@@ -37,7 +37,8 @@ _RECOMPUTED = {
 
 def _mlp(key: str, path: str, layers: int) -> list[Rule]:
     """An `Mlp` whose PyTorch indices count the activations too (0, 2, 4, ...)."""
-    return sum([linear(f"{key}.{2 * i}", f"{path}/layers/{i}") for i in range(layers)], [])
+    return [rule for i in range(layers)
+            for rule in linear(f"{key}.{2 * i}", f"{path}/layers/{i}")]
 
 
 def _expert_block(key: str, name: str) -> list[Rule]:

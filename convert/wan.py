@@ -12,7 +12,7 @@ from convert.mapping import (
 def _attention(key: str, path: str) -> list[Rule]:
     """q, k, v of one attention, fused into `{path}qkv`."""
     parts = [linear(f"{key}.{name}", f"{path}qkv", slot=(i,)) for i, name in enumerate("qkv")]
-    return sum(parts, [])
+    return [rule for part in parts for rule in part]
 
 
 RULES: list[Rule] = [

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from flax import nnx
 from ml_collections import config_flags
 
 from motus_jax import checkpoint, sharding
@@ -179,7 +178,8 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
                 step.train_step, loss=policy.loss, plan=plan, tx=tx, seed=run.seed,
                 learning_rate=functools.partial(optimizer.learning_rate, run.optimizer),
                 ema_decay=run.ema_decay),
-            donate_argnums=0, compiler_options=run.compiler_options, out_shardings=(jax.tree.map(lambda x: x.sharding, current), None))
+            donate_argnums=0, compiler_options=run.compiler_options,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, current), None))
         evaluate = Evaluation(run, policy, plan, mesh, spec, loader, bool(index.val))
 
         # 4. Loop
@@ -198,7 +198,7 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
             batch = sharding.put_batch({name: batch[name] for name in spec}, mesh)
             current, values_on_device = update(current, batch)
             pending.append((number, values_on_device))
-            due = {name: every and number % every == 0 or number == run.steps for name, every in
+            due = {name: (every and number % every == 0) or number == run.steps for name, every in
                    (("log", run.log_every), ("eval", run.eval_every),
                     ("save", run.checkpoint.every))}
             if any(due.values()):

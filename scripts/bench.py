@@ -5,9 +5,9 @@
     python scripts/bench.py train --size 8b --batch 8 --remat full
     python scripts/bench.py chunk --size 8b --calls 50
 
-`params` and `flops` compute nothing: they trace the released sizes and need no accelerator. `train` and
-`chunk` run on the devices at hand, with random weights born there and one random batch that stays
-there, so they measure the model and not the loader; each appends a line to `bench_log.jsonl`.
+`params` and `flops` compute nothing: they trace the released sizes and need no accelerator. `train`
+and `chunk` run on the devices at hand, with random weights born there and one random batch that
+stays there, so they measure the model and not the loader; each appends a line to `bench_log.jsonl`.
 """
 
 import argparse
@@ -210,8 +210,8 @@ def measured(c: motus.Config) -> dict[str, float]:
         "vae": flops.count(on(motus.encode_video), values, batch),
         "vae first frame": flops.count(on(motus.encode_first_frame), values, batch),
         "vlm": flops.count(on(motus.vlm_features), values, batch),
-        "denoise": flops.count(on(motus.velocities), values, latents, batch["actions"], noise, noise,
-                               conditions),
+        "denoise": flops.count(on(motus.velocities), values, latents, batch["actions"], noise,
+                               noise, conditions),
     }
     update, abstract = train_program(c, values)
     out["train"] = flops.count(update, abstract, batch)
@@ -236,8 +236,8 @@ def train_program(c: motus.Config, values: dict):
 
 def flops_command(args) -> int:
     c = policy_config("8b")
-    print(f"robotwin, one sample, {c.und_tokens} VLM tokens, {c.text_rows} text rows and one key for the "
-          "padding; TFLOP")
+    print(f"robotwin, one sample, {c.und_tokens} VLM tokens, {c.text_rows} text rows and one key "
+          "for the padding; TFLOP")
     model, program = analytic(c), measured(c)
     for name, value in program.items():
         print(f"{name:16s} {value / 1e12:8.3f}   analytic {model[name] / 1e12:8.3f}   "
@@ -258,9 +258,9 @@ def flops_command(args) -> int:
 
 
 def random_batch(c: motus.Config, size: int, mesh) -> dict[str, jax.Array]:
-    """A full-length batch (no padding tokens) on the devices."""
+    """A batch without padding tokens on the devices; every prompt starts with its image."""
     rng = np.random.default_rng(0)
-    highest = {"vlm_tokens": c.vlm.text.vocab_size, "frames": 256, "vlm_image": 256}
+    highest = {"vlm_tokens": 256, "frames": 256, "vlm_image": 256}
 
     def draw(name, spec):
         if name == "text_len":
@@ -272,11 +272,16 @@ def random_batch(c: motus.Config, size: int, mesh) -> dict[str, jax.Array]:
         return rng.standard_normal(spec.shape, np.float32)
 
     batch = {name: draw(name, spec) for name, spec in motus.batch_spec(c, size).items()}
+    if "vlm_tokens" in batch:
+        block = c.vlm.vision.patch * c.vlm.vision.merge
+        image_tokens = c.vlm_image[0] // block * (c.vlm_image[1] // block)
+        batch["vlm_tokens"][:, :image_tokens] = c.vlm.image_token
     return sharding.put_batch(batch, mesh)
 
 
 def train_command(args) -> int:
-    c = policy_config(args.size, remat=args.remat, cached=tuple(filter(None, args.cached.split(","))))
+    cached = tuple(filter(None, args.cached.split(",")))
+    c = policy_config(args.size, remat=args.remat, cached=cached)
     mesh = sharding.make_mesh(sharding.MeshConfig())
     with jax.set_mesh(mesh):
         build, run = functools.partial(motus.build, c), optimizer_config()
@@ -370,6 +375,12 @@ def report(args, values: dict) -> int:
     return 0
 
 
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -382,17 +393,17 @@ def main(argv: list[str] | None = None) -> int:
     for name, run in (("train", train_command), ("chunk", chunk_command)):
         sub = commands.add_parser(name, help=f"measure {name} on the devices at hand")
         sub.add_argument("--size", choices=SIZES, default="8b")
-        sub.add_argument("--batch", type=int, default=1, help="samples over all devices")
-        sub.add_argument("--warmup", type=int, default=2)
+        sub.add_argument("--batch", type=positive, default=1, help="samples over all devices")
+        sub.add_argument("--warmup", type=positive, default=2)
         sub.add_argument("--peak_tflops", type=float, help="of a device that is not in PEAK")
         sub.add_argument("--log", default="bench_log.jsonl")
         sub.set_defaults(run=run)
         if name == "train":
-            sub.add_argument("--steps", type=int, default=20)
+            sub.add_argument("--steps", type=positive, default=20)
             sub.add_argument("--remat", choices=("none", "dots", "full"), default="full")
             sub.add_argument("--cached", default="", help="of latents,vlm_features")
         else:
-            sub.add_argument("--calls", type=int, default=50)
+            sub.add_argument("--calls", type=positive, default=50)
     args = parser.parse_args(argv)
     return args.run(args)
 

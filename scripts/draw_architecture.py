@@ -76,11 +76,11 @@ def columns(axis) -> None:
 def inputs(axis) -> dict[str, Box]:
     """What a sample holds, stacked to a batch."""
     boxes = {
-        "text": Box(9, TEXT_Y, 15, 6, "instruction", "one of the episode's", TEXT),
-        "video": Box(9, VIDEO_Y, 15, 7, "frames", "uint8 [B, 9, 384, 320, 3]", VIDEO),
+        "text": Box(9, TEXT_Y, 15, 6, "instruction", "text of the episode", TEXT),
+        "video": Box(9, VIDEO_Y, 15, 7, "frames", "[B, 9, 384, 320, 3]", VIDEO),
         "action": Box(9, ACTION_Y + 3.2, 15, 5.4, "actions", "[B, 16, 14] + valid", ACTION),
         "state": Box(9, ACTION_Y - 3.2, 15, 5.4, "state", "[B, 14]", ACTION),
-        "und": Box(9, UND_Y, 15, 7, "VLM tokens, image", "prompt + first frame", UND),
+        "und": Box(9, UND_Y, 15, 7, "prompt, image", "tokens, first frame", UND),
     }
     for box in boxes.values():
         draw(axis, box)
@@ -90,9 +90,9 @@ def inputs(axis) -> dict[str, Box]:
 def conditions(axis, batch: dict[str, Box]) -> dict[str, Box]:
     """Frozen networks, then what is conditioned on and what is noised."""
     frozen = {
-        "text": Box(30.5, TEXT_Y, 15, 6, "umT5", "run ahead of time, stored", TEXT, True),
-        "video": Box(30.5, VIDEO_Y, 15, 7, "Wan2.2 VAE", "latents [B, 3, 24, 20, 48]", VIDEO, True),
-        "und": Box(30.5, UND_Y, 15, 7, "Qwen3-VL-2B", "features [B, U, 2048]", UND, True),
+        "text": Box(30.5, TEXT_Y, 15, 6, "umT5", "run ahead of time", TEXT, True),
+        "video": Box(30.5, VIDEO_Y, 15, 7, "Wan2.2 VAE", "[B, 3, 24, 20, 48]", VIDEO, True),
+        "und": Box(30.5, UND_Y, 15, 7, "Qwen3-VL-2B", "[B, U, 2048]", UND, True),
     }
     given = {
         "text": Box(53, TEXT_Y, 16, 6, "text keys", "padding folded into one", TEXT),
@@ -116,7 +116,7 @@ def embeddings(axis, given: dict[str, Box]) -> dict[str, Box]:
     """Tokens of the three streams."""
     streams = {
         "video": Box(73, VIDEO_Y, 14, 7, "patches", "360 x 3072, rope", VIDEO),
-        "action": Box(73, ACTION_Y, 14, 7, "state, actions,\nregisters", "21 x 1024", ACTION),
+        "action": Box(73, ACTION_Y, 14, 7, "state, action,\nregisters", "21 x 1024", ACTION),
         "und": Box(73, UND_Y, 14, 7, "adapter", "U x 512", UND),
     }
     for name, box in streams.items():
@@ -137,11 +137,11 @@ def transformer(axis, streams: dict[str, Box], text: Box) -> dict[str, Box]:
     draw(axis, joint)
     axis.text(joint.x, joint.y, "joint attention\nall tokens see all tokens", rotation=90,
               ha="center", va="center", fontsize=10.5, color=INK, linespacing=1.5)
-    cross = Box(99.2, VIDEO_Y, 10, 7, "text cross-\nattention", "", TEXT)
+    cross = Box(99.1, VIDEO_Y, 10.9, 7, "text cross-\nattention", "", TEXT)
     draw(axis, cross)
     path(axis, (text.right, TEXT_Y), (cross.x, TEXT_Y), (cross.x, VIDEO_Y + 3.5))
-    heads = {"video": Box(124, VIDEO_Y, 13, 7, "video velocity", "of latents, float32", VIDEO),
-             "action": Box(124, ACTION_Y, 13, 7, "action velocity", "of actions, float32", ACTION)}
+    heads = {"video": Box(124, VIDEO_Y, 13, 7, "video", "of latents, float32", VIDEO),
+             "action": Box(124, ACTION_Y, 13, 7, "action", "of actions, float32", ACTION)}
     for name, colour in (("video", VIDEO), ("action", ACTION), ("und", UND)):
         stream = streams[name]
         ffn = Box(109.4, stream.y, 7, 7, "FFN", "", colour)
@@ -160,7 +160,7 @@ def transformer(axis, streams: dict[str, Box], text: Box) -> dict[str, Box]:
 
 def results(axis, heads: dict[str, Box]) -> None:
     """What velocities are good for."""
-    loss = Box(141, VIDEO_Y, 14, 9, "loss", "mean squares against\nnoise - clean", PLAIN)
+    loss = Box(141, VIDEO_Y, 14, 9, "loss", "squared error to\nnoise - clean", PLAIN)
     sampling = Box(141, ACTION_Y, 14, 9, "sampling", "10 Euler steps:\nfuture and actions", PLAIN)
     for box in (loss, sampling):
         draw(axis, box)

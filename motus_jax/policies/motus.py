@@ -28,7 +28,6 @@ from flax import nnx
 from motus_jax.models import experts, mot, qwen3_vl, wan, wan_vae
 from motus_jax.ops import flow, samplers
 
-
 # What finetuning (stage 3) from a pretrained checkpoint (stage 2) starts afresh, as the original does:
 # the action encoders and decoder, because the meaning of an action changes, and the registers, which the
 # pretrain form does not have.

@@ -5,7 +5,8 @@ loop counts as often as it runs and nothing depends on a backend. Element-wise w
 data movement count as nothing, as in every published MFU.
 
 What is counted is what the program as written multiplies. Padding is multiplied by a dense kernel
-and therefore counts; the holes that a strided convolution's gradient inserts into its input do not.
+and therefore counts, and so does dead code in the jaxpr; the holes that a strided convolution's
+gradient inserts into its input do not.
 """
 
 import math
@@ -53,8 +54,8 @@ def _equation(eqn) -> int:
         return max(inner)
     if name == "while" and sum(inner):
         raise UncountableError(
-            "cannot count a while loop with matmuls: its number of turns is not in the program; use "
-            "jax.lax.scan, or fori_loop between two Python ints")
+            "cannot count a while loop with matmuls: its number of turns is not in the program; "
+            "use jax.lax.scan, or fori_loop between two Python ints")
     if name not in CALLS and sum(inner):
         raise UncountableError(f"cannot count {name!r}: it contains matmuls and is none of "
                                f"scan, cond, {', '.join(sorted(CALLS))}")

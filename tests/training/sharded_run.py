@@ -1,0 +1,119 @@
+"""Trains a small Motus on several meshes of eight virtual devices; called by `test_sharding.py`."""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from motus_jax import checkpoint, sharding
+from motus_jax.config import parse
+from motus_jax.policies import motus
+from motus_jax.training import optimizer, schedules, state, step
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+from configs import common
+
+MESHES = {"data=1": (1, 1, 1), "data=2,fsdp=4": (2, 4, 1), "fsdp=8": (1, 8, 1),
+          "fsdp=4,tensor=2": (1, 4, 2)}
+
+
+def policy_config() -> motus.Config:
+    """The tiny policy, narrower, without the frozen networks."""
+    values = common.motus_tiny()
+    values.pop("name")
+    layers = common.joint(2, 4, 16)
+    values["wan"] |= {"dim": 64, "ffn_dim": 128, "num_heads": 4, "num_layers": 2, "text_dim": 32}
+    values["action"] |= {"dim": 32, "ffn_dim": 64, **layers}
+    values["und"] |= {"dim": 32, "ffn_dim": 64, **layers}
+    values |= {"height": 64, "width": 64, "text_rows": 16, "und_tokens": 24,
+               "cached": ("latents", "vlm_features")}
+    return parse(motus.Config, values)
+
+
+def make_batch(spec, number: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    out = {}
+    for name, s in spec.items():
+        if s.dtype == np.bool_:
+            out[name] = rng.random(s.shape) < 0.8
+        elif s.dtype == np.int32:
+            out[name] = rng.integers(1, 16, s.shape).astype(np.int32)
+        else:
+            out[name] = rng.standard_normal(s.shape).astype(np.float32)
+    return out
+
+
+def run(name: str, folder: pathlib.Path) -> dict:
+    data, fsdp, tensor = MESHES[name]
+    devices = jax.devices()[: data * fsdp * tensor]
+    mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp, tensor), devices)
+    config = policy_config()
+    build = functools.partial(motus.build, config)
+    tables = optimizer.Config(learning_rate=1e-3, schedule=schedules.Schedule(),
+                              groups=((".*", 1.0),), decay=common.DECAY)
+    with jax.set_mesh(mesh):
+        plan = state.layout(build, lambda p: optimizer.trainable(p, tables), mesh)
+        tx = optimizer.make(tables, state.params_lib.arrays(plan.model))
+        now = state.create(build, plan, tx, mesh, 0, ema=True)
+        # Random weights of every tensor: heads start at zero, which would hide mistakes behind them.
+        filled = {p: jax.device_put(0.05 * np.random.default_rng(i).standard_normal(x.shape).astype(
+            np.float32) + np.asarray(x), x.sharding) for i, (p, x) in enumerate(
+                now.trainable.items())}
+        now = now._replace(trainable=filled)
+        spec = motus.batch_spec(config, 8)
+        batch = sharding.put_batch(make_batch(spec, 0), mesh)
+
+        def loss(trainable):
+            return motus.loss(plan.bind(trainable, {}), batch, jax.random.key(7))[0]
+
+        gradient = jax.device_get(jax.jit(jax.grad(loss))(now.trainable))
+        update = jax.jit(functools.partial(
+            step.train_step, loss=motus.loss, plan=plan, tx=tx, seed=0, ema_decay=0.9,
+            learning_rate=functools.partial(optimizer.learning_rate, tables)),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, now), None))
+        losses = []
+        for number in range(3):
+            batch = sharding.put_batch(make_batch(spec, number), mesh)
+            now, metrics = update(now, batch)
+            losses.append(float(metrics["total_loss"]))
+        manager = checkpoint.manager(folder / name, checkpoint.Config())
+        checkpoint.save(manager, now, {"next_step": 3}, {})
+        manager.wait_until_finished()
+        total = sum(x.size for x in now.trainable.values())
+        split = sum(x.size for x in now.trainable.values() if not x.sharding.is_fully_replicated)
+    return {"losses": losses, "gradient": gradient, "sharded_parameters": split / total,
+            "state": now, "manager": manager}
+
+
+def bits_equal(a, b) -> bool:
+    leaves = zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)),
+                 strict=True)
+    return all(x.tobytes() == y.tobytes() for x, y in leaves)
+
+
+def main(folder: pathlib.Path) -> None:
+    results = {name: run(name, folder) for name in MESHES}
+    one = results["data=1"]
+    norm = np.sqrt(sum(np.square(g).sum() for g in one["gradient"].values()))
+    moved = True
+    for source in MESHES:
+        for target in MESHES:
+            got, where = checkpoint.restore(results[source]["manager"], results[target]["state"], 3)
+            moved &= bits_equal(got, results[source]["state"]) and where == {"next_step": 3}
+            moved &= all(x.sharding == y.sharding for x, y in zip(
+                jax.tree.leaves(got), jax.tree.leaves(results[target]["state"]), strict=True))
+    out = {"moved_bits_equal": bool(moved)}
+    for name, r in results.items():
+        error = np.sqrt(sum(np.square(g - one["gradient"][p]).sum()
+                            for p, g in r["gradient"].items())) / norm
+        out[name] = {"losses": r["losses"], "gradient_error": float(error),
+                     "sharded_parameters": r["sharded_parameters"]}
+    print(json.dumps(out))
+    (folder / "result.json").write_text(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
