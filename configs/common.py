@@ -32,6 +32,19 @@ def variant(arg: str | None, **defaults) -> ConfigDict:
     return ConfigDict(out)
 
 
+def run_defaults() -> dict:
+    """Sections that most runs leave alone; None can be set on the command line."""
+    from ml_collections.config_dict import placeholder
+
+    return {
+        "seed": 0, "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        "init": {"resume": placeholder(str), "finetune": placeholder(str), "fresh": (),
+                 "backbones": {name: placeholder(str) for name in ("wan", "vlm", "vae")}},
+        "ema_decay": placeholder(float), "distributed": False, "compile_cache": placeholder(str),
+        "compiler_options": {}, "wandb_project": placeholder(str),
+    }
+
+
 def joint(layers: int, heads: int, head_dim: int) -> dict:
     """What the three experts of a layer must agree on."""
     return {"num_layers": layers, "num_heads": heads, "head_dim": head_dim}

@@ -5,6 +5,10 @@
 
 The first run trains the video VAE as an autoencoder, the second the three experts on its latents, with
 a frozen random VLM and text embedded by a random umT5.
+
+Measured (2 CPU cores shared with other work, jax 0.10.2, 2026-11-21): held-out action loss 1.38 -> 0.12
+and video loss 1.36 -> 0.39 in 250 steps; predicting the mean scores 1.08 and 1.07. Sampled actions are off
+by 0.138 (radians, grippers 0 to 1), holding the current state by 0.181.
 """
 
 from ml_collections import ConfigDict
@@ -25,11 +29,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data["source"]["data_mode"] = "clean"
     data |= {"tokenizer": "examples/aloha_sim", "val_fraction": 0.0, "val_episodes": 2, "threads": 2,
              "frame_cache_mb": 256}
-    shared = {
-        "data": data, "seed": 0, "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-        "ema_decay": None, "distributed": False, "compile_cache": None, "wandb_project": None,
-    }
-    return ConfigDict({**shared, **stages[v.stage](policy)})
+    shared = {**common.run_defaults(), "data": data}
+    config = ConfigDict({**shared, **stages[v.stage](policy)})
+    if v.stage == "motus":
+        config.init.backbones.vae = "runs/quickstart_vae"
+    return config
 
 
 def _motus(policy: dict) -> dict:
@@ -42,10 +46,8 @@ def _motus(policy: dict) -> dict:
             "schedule": {"type": "diffusers_cosine", "warmup_steps": 20, "total_steps": steps,
                          "min_lr": 5e-5},
         },
-        "compiler_options": {}, "batch_size": 8, "steps": steps,
+        "batch_size": 8, "steps": steps,
         "checkpoint": {"every": 50, "keep": 2},
-        "init": {"resume": None, "finetune": None, "fresh": (),
-                 "backbones": {"vae": "runs/quickstart_vae"}},
         "log_every": 25, "eval_every": 125, "eval_batches": 4, "pictures": 4,
     }
 
@@ -68,6 +70,5 @@ def _vae(policy: dict) -> dict:
                              "xla_llvm_disable_expensive_passes": "True"},
         "batch_size": 2, "steps": steps,
         "checkpoint": {"every": 275, "keep": 1},
-        "init": {"resume": None, "finetune": None, "fresh": (), "backbones": {}},
         "log_every": 50, "eval_every": 275, "eval_batches": 2, "pictures": 2,
     }

@@ -26,6 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data = common.robotwin_data(policy, root="data/robotwin")
     data["tokenizer"] = "bytes" if v.size == "tiny" else "checkpoints/Qwen3-VL-2B-Instruct"
     config = {
+        **common.run_defaults(),
         "policy": policy,
         "data": data,
         "optimizer": {
@@ -34,14 +35,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "schedule": {"type": "linear", "warmup_steps": 200, "cycle_length": 5_000_000,
                          "f_max": 0.99, "f_min": 0.4},
         },
-        "batch_size": 64, "steps": 40_000, "seed": 0,
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        "batch_size": 64, "steps": 40_000,
         "checkpoint": {"every": 5000, "keep": 3},
-        "init": {"resume": None, "finetune": None, "backbones": {}, "fresh": (
-            r"action/(state|action|registers|head_modulation|head_linear)(/.*)?",)},
         "log_every": 10, "eval_every": 500, "eval_batches": 4, "pictures": 4,
-        "ema_decay": None, "distributed": False, "compile_cache": None, "compiler_options": {}, "wandb_project": None,
     }
+    # With --config.init.finetune=RUN: what stage 3 starts afresh from a stage-2 checkpoint.
+    config["init"]["fresh"] = (
+        r"action/(state|action|registers|head_modulation|head_linear)(/.*)?",)
     if v.parity == "upstream":
         policy |= {"mask_und_padding": False, "mask_padded_actions": False,
                    "round_timesteps": True, "vae_dtype": "float32"}

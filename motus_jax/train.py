@@ -244,14 +244,15 @@ def start(run: RunConfig, manager, fresh: state.TrainState) -> tuple[state.Train
         weights, kept = checkpoint.load_params(folder, weights, run.init.fresh)
         LOG.info("start: weights of %s; %d parameters start afresh: %s", folder, len(kept),
                  ", ".join(kept) or "none")
-    for name, path in run.init.backbones.items():
+    backbones = {name: path for name, path in run.init.backbones.items() if path}
+    for name, path in backbones.items():
         folder = checkpoint.latest(path)
         if not any(p.startswith(f"{name}/") for p in weights):
             raise ConfigError(f"config.init.backbones.{name}: the policy has no network {name!r}; "
                               f"it has {sorted({p.split('/')[0] for p in weights})}")
         weights, _ = checkpoint.load_params(folder, weights, (rf"(?!{name}/).*",))
         LOG.info("start: backbone %s from %s", name, folder)
-    if not run.init.finetune and not run.init.backbones:
+    if not run.init.finetune and not backbones:
         LOG.info("start: random weights")
     trainable = {p: weights[p] for p in fresh.trainable}
     ema = None if fresh.ema is None else jax.tree.map(jax.numpy.copy, trainable)

@@ -21,7 +21,6 @@ WHOLE = (
     "vae/config.json", "vae/T1.safetensors", "vae/latent_stats.safetensors",
     "umt5/config.json", "umt5/weights.safetensors", "umt5/golden.safetensors",
     "schedulers/config.json", "schedulers/schedulers.safetensors", "optim/lr_schedule.json",
-    "wan_dit/pieces.safetensors",
     "data/resize_with_padding.safetensors", "data/normalisation.safetensors",
     "data/stats_used.json",
 )
@@ -32,7 +31,7 @@ def main(source: pathlib.Path, target: pathlib.Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / name, target / name)
     grads = load_file(source / "motus/train_finetune_grads.safetensors")
-    one = {k: v for k, v in grads.items() if v.size < 2500 and (".blocks." not in k
+    one = {k: v for k, v in grads.items() if v.size < 1500 and (".blocks." not in k
                                                              or ".blocks.1." in k)}
     save_file(one, target / "motus/train_finetune_grads.safetensors")
     infer = load_file(source / "motus/infer_4.safetensors")
