@@ -20,7 +20,7 @@ WHOLE = (
     "motus/train_finetune.safetensors", "motus/infer_inputs.safetensors",
     "vae/config.json", "vae/T1.safetensors", "vae/latent_stats.safetensors",
     "umt5/config.json", "umt5/weights.safetensors", "umt5/golden.safetensors",
-    "schedulers/config.json", "schedulers/schedulers.safetensors", "optim/lr_schedule.json",
+    "schedulers/config.json", "optim/lr_schedule.json",
     "data/resize_with_padding.safetensors", "data/normalisation.safetensors",
     "data/stats_used.json",
 )
@@ -34,6 +34,9 @@ def main(source: pathlib.Path, target: pathlib.Path) -> None:
     one = {k: v for k, v in grads.items() if v.size < 1500 and (".blocks." not in k
                                                              or ".blocks.1." in k)}
     save_file(one, target / "motus/train_finetune_grads.safetensors")
+    tables = load_file(source / "schedulers/schedulers.safetensors")
+    save_file({k: v for k, v in tables.items() if ".n20." not in k},
+              target / "schedulers/schedulers.safetensors")
     infer = load_file(source / "motus/infer_4.safetensors")
     infer["out.predicted_frames"] = infer["out.predicted_frames"][:0]
     save_file(infer, target / "motus/infer_4.safetensors")
