@@ -7,6 +7,7 @@ with `--config=configs/robotwin.py:size=tiny,batch=4`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -146,13 +147,16 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
         jax.config.update("jax_compilation_cache_dir", run.compile_cache)
     lead = jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh = sharding.make_mesh(run.mesh)
+    with section("config.mesh"):
+        mesh = sharding.make_mesh(run.mesh)
     LOG.info("%d %s devices, mesh %s", mesh.size, jax.default_backend(), dict(mesh.shape))
-    index = pipeline.scan(data)
+    with section("config.data"):
+        index = pipeline.scan(data)
     loader = functools.partial(
         pipeline.build, data, run.batch_size, jax.process_index(), jax.process_count(),
         index=index)
-    batches = loader()
+    with section("config.data"):
+        batches = loader()
     report_data(batches, workdir, lead)
     spec = policy.batch_spec(config, run.batch_size)
     check_batch_spec(spec, batches, jax.process_count())
@@ -161,15 +165,17 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
         # 2. State: own last checkpoint > resume > finetune > backbones > random
         with jax.transfer_guard("allow"):
             build = functools.partial(policy.build, config)
-            plan = state.layout(build, lambda p: optimizer.trainable(p, run.optimizer), mesh)
-            abstract = state.params_lib.arrays(plan.model)
-            tx = optimizer.make(run.optimizer, abstract)
+            with section("config.optimizer"):
+                plan = state.layout(build, lambda p: optimizer.trainable(p, run.optimizer), mesh)
+                abstract = state.params_lib.arrays(plan.model)
+                tx = optimizer.make(run.optimizer, abstract)
             LOG.info("parameters\n%s", optimizer.describe(run.optimizer, abstract))
             current = state.create(build, plan, tx, mesh, run.seed, ema=run.ema_decay is not None)
             manager = checkpoint.manager(workdir, run.checkpoint)
             current, where = start(run, manager, current)
             if where is not None:
-                batches.set_state(where)
+                with section("config.data"):
+                    batches.set_state(where)
             done = int(current.step)
 
         # 3. Programs
@@ -194,7 +200,8 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
             with clock.waiting():
                 batch = next(batches)
             if number == done + 1 and hasattr(policy, "check_batch"):
-                policy.check_batch(config, batch)
+                with section("config.data.tokenizer"):
+                    policy.check_batch(config, batch)
             batch = sharding.put_batch({name: batch[name] for name in spec}, mesh)
             current, values_on_device = update(current, batch)
             pending.append((number, values_on_device))
@@ -225,6 +232,17 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
             pictures.loss_curves(metrics_lib.read(workdir / "metrics.jsonl"), workdir / "loss.png")
         print_summary(workdir, run, last)
     return last
+
+
+@contextlib.contextmanager
+def section(name: str):
+    """Turns a ValueError about what the config's section `name` says into a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def start(run: RunConfig, manager, fresh: state.TrainState) -> tuple[state.TrainState, dict | None]:
@@ -438,9 +456,6 @@ def main(argv: list[str]) -> None:
     except (ConfigError, checkpoint.CheckpointError, pipeline.TooManyBadEpisodes, FloatingPointError,
             FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    except ValueError as error:
-        LOG.debug("details", exc_info=True)
-        raise error
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Writer:
 
     def __init__(self, workdir: pathlib.Path, step: int, total: int, wandb_project: str | None):
         self._path = workdir / "metrics.jsonl"
-        keep_until(self._path, step)
+        keep_until(self._path, step or -1)  # step 0 has an evaluation, which a new start repeats
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._wandb = None
