@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("check", _check, "what is there, what is missing, which episodes are bad")
     sub.add_argument("path")
     sub.add_argument("--deep", action="store_true", help="decode every frame")
+    sub.add_argument(
+        "--verified", metavar="FILE", help="with --deep: keeps which episodes are whole, for training"
+    )
     sub = command("info", _info, "episodes, hours, rates, sizes, cameras, tasks")
     sub.add_argument("path")
     sub = command("stats", _stats, "statistics of states and actions, and what is unusual")
@@ -112,7 +115,9 @@ def _size(text: str) -> tuple[int, int]:
 def _check(args, options) -> int:
     from motus_jax.data.tools import check
 
-    report = check.check(args.path, args.kind, options, args.deep)
+    if args.verified and not args.deep:
+        raise ValueError("--verified is filled by decoding every frame; add --deep")
+    report = check.check(args.path, args.kind, options, args.deep, verified=args.verified)
     for line in check.lines(report, args.path):
         print(line)
     return 0 if report.good and report.episodes else 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from motus_jax.data import augment, features, pipeline, settings, skip, tokenizer, transforms
+from motus_jax.data import augment, features, pipeline, settings, tokenizer, transforms
 from motus_jax.data.cache import Writer
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.windows import MAX_ATTEMPTS, Windows
@@ -136,8 +136,8 @@ def texts(
             except BadEpisode as bad:
                 report.bad.append(bad)
                 continue
-            if found["texts"] is None:
-                for text in found["instructions"]:
+            if found.text is None:
+                for text in found.instructions:
                     todo[features.text_key(writer.identity, text)] = features.clean_text(text)
     missing = [(key, text) for key, text in todo.items() if key not in writer]
     report.present = len(todo) - len(missing)
@@ -239,15 +239,15 @@ class _Fill:
         keys, identity = self.keys[item.windows.part.dataset.label], self.writer.identity
         if self.name == "latents":
             return keys.latents(identity, item.episode, item.condition)
-        raw = item.windows.raw(item.episode, item.condition, item.instruction, skip.no_frames)
+        raw = item.windows.raw(item.episode, item.condition, item.instruction, 0)
         return keys.vlm_features(identity, item.episode, item.condition, raw["instruction"])
 
     def _inputs(self, item: Item) -> dict[str, np.ndarray]:
         windows = item.windows
         if self.name == "latents":
-            raw = windows.raw(item.episode, item.condition, item.instruction)
+            raw = windows.raw(item.episode, item.condition, item.instruction, 1 + self.config.frames)
             return {"frames": np.stack([windows.resize(frame) for frame in raw["frames"]])}
-        raw = windows.raw(item.episode, item.condition, item.instruction, windows.first_frame)
+        raw = windows.raw(item.episode, item.condition, item.instruction, 1)
         frame = raw["frames"][0]
         seen = frame if windows.vlm_sees_source else windows.resize(frame)
         try:

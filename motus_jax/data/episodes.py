@@ -1,9 +1,8 @@
-"""An episode in files: opened once by the scan, read for a window or as a whole.
+"""An episode in files, for the sources made of folders: opened by the scan, read for every window.
 
-A source returns what the files of an episode hold as `Content`; the rest is the same for all
-sources made of folders. Every defect of a file is a `BadEpisode` that names it.
+Every defect of a file is a `BadEpisode` that names it.
 
-Letters: T frames, A action width, S state width, L text length, D text width.
+Letters: T frames, L text length, D text width.
 """
 
 import concurrent.futures
@@ -12,14 +11,13 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
-import av
 import numpy as np
 
 from motus_jax import torch_file
 from motus_jax.data import video
+from motus_jax.data.content import Content
 from motus_jax.data.folders import SUFFIX
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 KEPT_FILES = 256
 
@@ -33,6 +31,7 @@ class Episode:
     folder: str
     num_frames: int = 0
     num_instructions: int = 0
+    fps: float = 0.0
 
     @property
     def key(self) -> str:
@@ -41,18 +40,6 @@ class Episode:
     def path(self, kind: str) -> pathlib.Path:
         """Path of its file in the folder `kind`."""
         return pathlib.Path(self.folder, kind, self.id + SUFFIX[kind])
-
-
-@dataclasses.dataclass(frozen=True)
-class Content:
-    """What the files of an episode of T frames hold, except pictures."""
-
-    num_frames: int  # T
-    state: np.ndarray | None  # float32 [T, S]
-    actions: np.ndarray  # float32 [T, A], or [T-1, A] between the frames
-    instructions: list[str]  # one per text
-    texts: list[np.ndarray]  # [L, D], in the precision of the file
-    text_path: pathlib.Path
 
 
 def open_all(
@@ -76,7 +63,10 @@ def open_all(
         except BadEpisode as bad:
             return bad
         return dataclasses.replace(
-            candidate, num_frames=content.num_frames, num_instructions=len(content.texts)
+            candidate,
+            num_frames=content.num_frames,
+            num_instructions=len(content.instructions),
+            fps=content.fps,
         )
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -87,9 +77,11 @@ def open_all(
     )
 
 
-def count_frames(episode: Episode) -> int:
-    """Frames of its video; those of the scan where there was one."""
-    return episode.num_frames or video.count_frames(episode.path("videos"))
+def read_video(episode: Episode) -> video.Info:
+    """Of its video; as the scan found it, if there was one."""
+    if episode.num_frames:
+        return video.Info(episode.num_frames, episode.fps)
+    return video.probe(episode.path("videos"))
 
 
 def read_qpos(episode: Episode, dim: int, num_frames: int) -> np.ndarray:
@@ -173,65 +165,36 @@ def _load(path: pathlib.Path, *_version: int):
     return torch_file.load(path)
 
 
-def cut(
+def content(
     episode: Episode,
-    content: Content,
-    condition: int,
-    instruction: int,
-    window: Window,
-    read_frames: Callable[..., np.ndarray] | None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample; the arguments and the result are those of a source's `read_window`.
+    info: video.Info,
+    state: np.ndarray | None,
+    actions: np.ndarray,
+    instructions: list[str],
+    texts: list[np.ndarray],
+    text_path: pathlib.Path,
+) -> Content:
+    """`Content` of files; `texts` are the embeddings [L, D] of the instructions, from `text_path`.
 
     Raises:
-      BadEpisode: a file is damaged, or changed since the scan.
+      BadEpisode: they are not as many as the scan found.
     """
-    frames, actions, valid = window.indices(condition, episode.num_frames)
-    if len(content.texts) != episode.num_instructions:
-        raise BadEpisode(content.text_path, "the instructions changed since the scan; restart")
-    text = np.asarray(content.texts[instruction])
+    if episode.num_instructions not in (0, len(texts)):
+        raise BadEpisode(text_path, "the instructions changed since the scan; restart")
+    return Content(
+        key=episode.key,
+        num_frames=info.frames,
+        state=state,
+        actions=actions,
+        fps=info.fps,
+        instructions=instructions,
+        text=functools.partial(_finite, text_path, texts),
+        cameras={"composed": functools.partial(video.read_frames, episode.path("videos"))},
+    )
+
+
+def _finite(path: pathlib.Path, texts: list[np.ndarray], i: int, frame: int) -> np.ndarray:
+    text = np.asarray(texts[i])
     if not np.isfinite(text.astype(np.float32)).all():
-        raise BadEpisode(content.text_path, f"embedding {instruction} has NaN or infinity")
-    path = episode.path("videos")
-    if read_frames is None:
-        pictures = video.read_frames(path, frames.tolist())
-    else:
-        pictures = read_frames(path, frames.tolist(), episode.num_frames)
-    return {
-        "frames": pictures,
-        "state": None if content.state is None else content.state[frames[0]],
-        "actions": content.actions[actions],
-        "action_valid": valid,
-        "text": text,
-        "instruction": content.instructions[instruction],
-    }
-
-
-def whole(episode: Episode, content: Content) -> dict:
-    """A whole episode for the tools; the result of a source's `read_episode`.
-
-    Returns:
-      state float32 [T, S] or None, actions float32 [T, A] or [T-1, A], fps float, instructions,
-      texts ([L, D] each), cameras {'composed': indices -> uint8 [n, h, w, 3]}.
-    """
-    path = episode.path("videos")
-    return {
-        "state": content.state,
-        "actions": content.actions,
-        "fps": _frame_rate(path),
-        "instructions": content.instructions,
-        "texts": content.texts,
-        "cameras": {"composed": functools.partial(video.read_frames, path)},
-    }
-
-
-def _frame_rate(path: pathlib.Path) -> float:
-    """Frames per second by the file's header."""
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
-    except av.FFmpegError as error:
-        raise BadEpisode(path, f"the video cannot be opened ({error.strerror})") from None
-    if not rate:
-        raise BadEpisode(path, "the video has no frame rate; re-encode it")
-    return float(rate)
+        raise BadEpisode(path, f"embedding {i} has NaN or infinity")
+    return text

@@ -17,7 +17,6 @@ import numpy as np
 
 from motus_jax.data import cache, settings, transforms
 
-# Options of sources that change their pictures.
 _PICTURE_OPTIONS = ("cameras", "compose", "colors")
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
@@ -64,6 +63,12 @@ def tokenizer_identity(source: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def picture_options(source: Any) -> dict[str, Any]:
+    """Options of a source's config that change its pictures, as JSON values."""
+    options = {n: getattr(source, n) for n in _PICTURE_OPTIONS if hasattr(source, n)}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
+
+
 class Keys:
     """Keys of the entries of one dataset's windows, in a cache of a given identity."""
 
@@ -71,9 +76,8 @@ class Keys:
         window = config.window(dataset)
         seen = dataset.vlm_frame or dataset.trait("VLM_FRAME", "resized")
         kind = type(dataset.source).__module__.rpartition(".")[2]
-        options = {n: getattr(dataset.source, n) for n in _PICTURE_OPTIONS if hasattr(dataset.source, n)}
         self.label, self.kind = dataset.label, kind
-        self.options = {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
+        self.options = picture_options(dataset.source)
         self.window = self._window(window)
         self.seen = seen
 

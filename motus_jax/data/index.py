@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 
-from motus_jax.data import mixture, schema
+from motus_jax.data import content, mixture, schema, verify
 from motus_jax.data.normalization import Normalization
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.settings import Config, Dataset
@@ -59,15 +59,15 @@ class Index:
 def scan(config: Config) -> Index:
     """Opens every file of the datasets once, splits the usable episodes and reads one window.
 
-    The split is by a hash of the episode's name: it depends on no seed, and an episode that is
-    added later moves few others.
+    With `verified` every episode is decoded before, once. The split is by a hash of the episode's
+    name: it depends on no seed, and an episode that is added later moves few others.
 
     Raises:
       ValueError, FileNotFoundError: the config does not fit the data, or statistics are missing.
       TooManyBadEpisodes: more than `max_bad_fraction` are set aside.
     """
     mixture.shares([dataset.weight for dataset in config.datasets])  # refuses bad ones early
-    found = [_usable(*dataset.module.scan(dataset.source)) for dataset in config.datasets]
+    found = [_usable(config, dataset) for dataset in config.datasets]
     aside = [bad for _, some in found for bad in some]
     for bad in aside:
         _LOG.warning("data: set aside %s", bad)
@@ -80,11 +80,17 @@ def scan(config: Config) -> Index:
     return index
 
 
-def _usable(episodes: list, aside: list[BadEpisode]) -> tuple[list, list[BadEpisode]]:
-    """Sets aside what has no future."""
+def _usable(config: Config, dataset: Dataset) -> tuple[list, list[BadEpisode]]:
+    """Sets aside what has no future, and with `verified` what is damaged inside."""
+    episodes, aside = dataset.module.scan(dataset.source)
     short = [e for e in episodes if e.num_frames < 2]
     bad = [BadEpisode(e.key, "there is 1 frame and nothing after it; remove it") for e in short]
-    return [e for e in episodes if e.num_frames >= 2], [*aside, *bad]
+    episodes, damaged = [e for e in episodes if e.num_frames >= 2], []
+    if config.verified:
+        episodes, damaged = verify.split(
+            dataset.module, dataset.source, episodes, config.threads, config.verified
+        )
+    return episodes, [*aside, *bad, *damaged]
 
 
 def _part(config: Config, dataset: Dataset, episodes: list, aside: list[BadEpisode]) -> Part:
@@ -116,8 +122,8 @@ def _probe(config: Config, dataset: Dataset, episodes) -> schema.Sizes:
     bad = []
     for episode in episodes[:PROBES]:
         try:
-            raw = dataset.module.read_window(
-                episode, 0, 0, window=config.window(dataset), config=dataset.source
+            raw = content.read_window(
+                dataset.module, episode, 0, 0, window=config.window(dataset), config=dataset.source
             )
         except BadEpisode as error:
             bad.append(error)

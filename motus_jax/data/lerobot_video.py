@@ -25,14 +25,12 @@ def check(path, fps: float) -> int:
     Raises:
       BadEpisode: missing or damaged, or not at `fps`.
     """
-    count = video.count_frames(path)
-    with av.open(str(path), metadata_errors="replace") as container:
-        rate = container.streams.video[0].average_rate
-    if rate and abs(count / float(rate) * fps - count) > MAX_DRIFT:
+    info = video.probe(path)
+    if abs(info.frames / info.fps * fps - info.frames) > MAX_DRIFT:
         raise BadEpisode(
-            path, f"the video has {float(rate):g} frames per second, info.json says {fps:g}"
+            path, f"the video has {info.fps:g} frames per second, info.json says {fps:g}"
         )
-    return count
+    return info.frames
 
 
 def read_frames(

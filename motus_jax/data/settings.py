@@ -49,7 +49,7 @@ class Dataset:
     vlm_frame: str | None = None
 
     def __post_init__(self):
-        if not hasattr(importlib.import_module(type(self.source).__module__), "read_window"):
+        if not hasattr(importlib.import_module(type(self.source).__module__), "read_episode"):
             raise ValueError(f"source={self.source!r} must be the Config of a module in data.sources")
         if self.vlm_frame not in (None, "source", "resized"):
             raise ValueError(
@@ -68,7 +68,7 @@ class Dataset:
 
     @property
     def module(self) -> ModuleType:
-        """The source's module, with `scan` and `read_window`."""
+        """The source's module, see `content`."""
         return importlib.import_module(type(self.source).__module__)
 
     def trait(self, name: str, default):
@@ -136,6 +136,8 @@ class Config:
     val_episodes: int = 0  # of each dataset
     val_fraction: float = 0.0
     max_bad_fraction: float = 0.05
+    # File of the episodes known to be whole: all others are decoded once at the start, see `verify`.
+    verified: str | None = None
     seed: int = 0
     workers: int = 0  # processes; 0 reads in threads of this one
     threads: int = 8  # per process

@@ -68,15 +68,15 @@ class Statistics:
     actions: Summary
 
 
-def compute(episodes: Iterable[Mapping[str, np.ndarray | None]]) -> Statistics:
-    """Statistics of episodes, each with `state` [T, S] or None and `actions` [T, A]; a stream.
+def compute(episodes: Iterable[tuple[np.ndarray | None, np.ndarray]]) -> Statistics:
+    """Statistics of episodes, each its state [T, S] or None and its actions [T, A]; a stream.
 
     Raises:
       StatisticsError: no episode, no finite row, or widths that differ between episodes.
     """
     total, stream = None, iter(episodes)
     while chunk := list(itertools.islice(stream, _CHUNK)):
-        parts = [Statistics(_of(e["state"], "state"), _of(e["actions"], "actions")) for e in chunk]
+        parts = [Statistics(_of(state, "state"), _of(actions, "actions")) for state, actions in chunk]
         total = merge(parts if total is None else [total, *parts])
     if total is None:
         raise StatisticsError("there is no episode to compute statistics of")

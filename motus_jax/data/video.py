@@ -8,7 +8,7 @@ over without being decoded (57 of the 132 frames of an episode of `examples/aloh
 
 import collections
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import av
@@ -21,15 +21,21 @@ from motus_jax.data.schema import BadEpisode
 _SKIPS_UNREFERENCED = ("h264",)
 
 
-def count_frames(path) -> int:
-    """Number of frames by the file's index; nothing is decoded.
+class Info(NamedTuple):
+    frames: int
+    fps: float
+
+
+def probe(path) -> Info:
+    """Number of frames and their rate by the file's index; nothing is decoded.
 
     Raises:
-      BadEpisode: not a video, or the index names bytes that the file does not have.
+      BadEpisode: not a video, without a rate, or the index names bytes that the file does not have.
     """
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            entries = _stream(container, path).index_entries
+            stream = _stream(container, path)
+            entries, rate = stream.index_entries, stream.average_rate
             if not len(entries):
                 raise BadEpisode(path, "the video has no frames")
             size, count = container.size, sum(not entry.is_discard for entry in entries)
@@ -39,7 +45,9 @@ def count_frames(path) -> int:
         raise BadEpisode(path, f"the video cannot be opened ({error.strerror}{hint})") from None
     if end > size:
         raise BadEpisode(path, f"the video is truncated: {size} bytes, its index needs {end}")
-    return count
+    if not rate:
+        raise BadEpisode(path, "the video has no frame rate; re-encode it")
+    return Info(count, float(rate))
 
 
 def read_frames(path, indices: Sequence[int]) -> np.ndarray:
@@ -48,13 +56,6 @@ def read_frames(path, indices: Sequence[int]) -> np.ndarray:
     Raises:
       BadEpisode: the file is damaged, truncated, or has no such frame.
     """
-    return read_resized(path, indices, lambda frame: frame)
-
-
-def read_resized(
-    path, indices: Sequence[int], resize: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """`read_frames` with a function applied to every frame."""
     places: dict[int, list[int]] = {}
     for place, i in enumerate(indices):
         places.setdefault(int(i), []).append(place)
@@ -78,7 +79,7 @@ def read_resized(
                     continue
                 if frame.is_corrupt:
                     raise BadEpisode(path, f"frame {index} is damaged")
-                picture = resize(to_rgb(frame))
+                picture = to_rgb(frame)
                 if not found:
                     out = np.empty((len(indices), *picture.shape), np.uint8)
                 out[places[index]] = picture
@@ -174,43 +175,3 @@ def _run(container, stream, packets, runs: list[range], wanted) -> Iterator[av.V
             left.popleft()
             if not left:
                 return
-
-
-class FrameReader:
-    """`read_frames` at a fixed size, with an optional cache of whole episodes.
-
-    With `cache_bytes`, an episode that fits the budget is decoded and resized once, in one linear
-    pass, and its further windows are slices; the least recently used episodes are dropped. Every
-    loader process has its own cache.
-    """
-
-    def __init__(self, resize: Callable[[np.ndarray], np.ndarray], cache_bytes: int = 0):
-        self.resize, self.cache_bytes = resize, cache_bytes
-        self._episodes, self._used = collections.OrderedDict(), 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self):
-        return FrameReader, (self.resize, self.cache_bytes)
-
-    def __call__(self, path, indices: Sequence[int], num_frames: int) -> np.ndarray:
-        """Frames uint8 [len(indices), H, W, 3] of an episode of `num_frames` frames."""
-        with self._lock:
-            if path in self._episodes:
-                self._episodes.move_to_end(path)
-                return self._episodes[path][list(indices)]
-        if not self.cache_bytes:
-            return read_resized(path, indices, self.resize)
-        first = read_resized(path, indices[:1], self.resize)
-        if first.nbytes * num_frames > self.cache_bytes:
-            return read_resized(path, indices, self.resize)
-        episode = read_resized(path, range(num_frames), self.resize)
-        self._keep(path, episode)
-        return episode[list(indices)]
-
-    def _keep(self, path, episode: np.ndarray) -> None:
-        with self._lock:
-            if path not in self._episodes:
-                self._episodes[path] = episode
-                self._used += episode.nbytes
-            while self._used > self.cache_bytes:
-                self._used -= self._episodes.popitem(last=False)[1].nbytes

@@ -18,7 +18,16 @@ from typing import Any
 import grain
 import numpy as np
 
-from motus_jax.data import augment, features, schema, settings, skip, tokenizer, transforms, video
+from motus_jax.data import (
+    augment,
+    content,
+    features,
+    frames,
+    schema,
+    settings,
+    tokenizer,
+    transforms,
+)
 from motus_jax.data.index import NO_TEXT, Part, TooManyBadEpisodes
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.settings import FULL_TEXT
@@ -52,14 +61,12 @@ class Windows:
         seen = part.dataset.vlm_frame or part.dataset.trait("VLM_FRAME", "resized")
         self.vlm_sees_source = seen == "source"
         keep = _as_it_is if self.vlm_sees_source else self.resize
-        self.frames = video.FrameReader(keep, config.frame_cache_mb << 20)
+        self.frames = frames.FrameReader(keep, config.frame_cache_mb << 20)
         self.cached = features.Features(config, part.dataset)
-        self.first_frame = skip.FirstFrame(self.frames)
-        self.read_frames = self.frames
-        if self.cached.latents is not None:  # the VLM sees the condition frame
-            self.read_frames = self.first_frame
-            if self.cached.vlm_features is not None:
-                self.read_frames = skip.no_frames
+        # How many pictures of a window are read: the VLM sees the condition frame.
+        self.pictures = 1 + config.frames
+        if self.cached.latents is not None:
+            self.pictures = 0 if self.cached.vlm_features is not None else 1
         # Fail now, not in a worker, if no prompt fits: an image and an empty instruction.
         tokenizer.padded(self.prompt(""), config.vlm_length)
 
@@ -127,7 +134,7 @@ class Windows:
           BadEpisode: the window cannot be read, or does not fit what the others hold.
         """
         sizes, cached = self.part.sizes, self.cached
-        raw = self.raw(episode, condition, instruction, self.read_frames)
+        raw = self.raw(episode, condition, instruction, self.pictures)
         text = raw["text"]
         if text is None and sizes.text_dim is not None:
             if cached.text is None:
@@ -153,17 +160,13 @@ class Windows:
             raise BadEpisode(episode.key, str(error)) from None
         return sample
 
-    def raw(self, episode, condition: int, instruction: int, read_frames=None) -> dict:
-        """The window as its source gives it, see `read_window` there."""
-        dataset = self.part.dataset
-        return dataset.module.read_window(
-            episode,
-            condition,
-            instruction,
-            window=self.window,
-            config=dataset.source,
-            read_frames=read_frames or self.frames,
-        )
+    def raw(self, episode, condition: int, instruction: int, pictures: int) -> dict:
+        """`content.cut`, with the first so many `frames`: none have shape [0, 0, 0, 3]."""
+        found = self.part.dataset.module.read_episode(episode, self.part.dataset.source)
+        raw = content.cut(found, condition, instruction, self.window)
+        wanted = raw["indices"][:pictures].tolist()
+        shown = self.frames(found, wanted) if pictures else np.zeros((0, 0, 0, 3), np.uint8)
+        return {**raw, "frames": shown}
 
     def online(self, raw: dict, tokens, valid, n: int, attempt: int) -> dict[str, np.ndarray]:
         """The arrays that no cache has.
@@ -173,10 +176,10 @@ class Windows:
         """
         joints = {name: raw[name] for name in ("state", "actions") if raw[name] is not None}
         out: dict[str, np.ndarray] = {}
-        if self.read_frames is not skip.no_frames:
-            frames, seen, joints = self._augment(raw, n, attempt)
+        if self.pictures:
+            pictures, seen, joints = self._augment(raw, n, attempt)
             if self.cached.latents is None:
-                out["frames"] = frames
+                out["frames"] = pictures
             if self.cached.vlm_features is None:
                 out["vlm_image"] = transforms.vlm_image(seen, self.config.vlm_resize_twice)
                 out["vlm_tokens"] = tokens
@@ -190,18 +193,18 @@ class Windows:
 
     def _augment(self, raw: dict, n: int, attempt: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """Frames, the image for the VLM, and state and actions as far as there are any."""
-        frames = raw["frames"]
-        if frames.shape[1:3] != (self.config.height, self.config.width):
-            frames = np.stack([self.resize(frame) for frame in frames])
-        seen = raw["frames"][0] if self.vlm_sees_source else frames[0]
+        shown = raw["frames"]
+        if shown.shape[1:3] != (self.config.height, self.config.width):
+            shown = np.stack([self.resize(frame) for frame in shown])
+        seen = raw["frames"][0] if self.vlm_sees_source else shown[0]
         joints = {name: raw[name] for name in ("state", "actions") if raw[name] is not None}
         settings = self.config.augment
         if self.split == "train" and settings.on:
             drawn = augment.draw(settings, lambda what: self.hash(n, attempt, what) / 2**64)
-            frames = augment.images(drawn, frames)
-            seen = augment.images(drawn, seen[None])[0] if self.vlm_sees_source else frames[0]
+            shown = augment.images(drawn, shown)
+            seen = augment.images(drawn, seen[None])[0] if self.vlm_sees_source else shown[0]
             joints = {name: augment.joints(drawn, settings, x) for name, x in joints.items()}
-        return frames, seen, joints
+        return shown, seen, joints
 
     def _normalized(self, name: str, x: np.ndarray) -> np.ndarray:
         if not np.isfinite(x).all():

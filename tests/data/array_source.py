@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 NORMALIZATION = "none"
 
@@ -41,30 +41,30 @@ def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpis
     return [Episode(f"task{i % 2}/{i}", f"task{i % 2}", str(i), n, 3) for i, n in lengths], []
 
 
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames=None,
-) -> dict:
+def read_episode(episode: Episode, config: Config) -> Content:
     e = int(episode.id)
     if e in config.broken:
         raise BadEpisode(f"file{e}", "it is broken")
-    frames, actions, valid = window.indices(condition, episode.num_frames)
 
-    def rows(indices, dim: int) -> np.ndarray:
-        return np.stack([np.r_[e, t, np.zeros(dim - 2)] for t in indices]).astype(np.float32)
+    def rows(dim: int) -> np.ndarray:
+        times = range(episode.num_frames)
+        return np.stack([np.r_[e, t, np.zeros(dim - 2)] for t in times]).astype(np.float32)
 
-    pictures = np.zeros((len(frames), *config.size, 3), np.uint8)
-    pictures[..., 0], pictures[..., 1] = e, frames[:, None, None]
-    return {
-        "frames": pictures,
-        "state": None if config.state_dim is None else rows(frames[:1], config.state_dim)[0],
-        "actions": rows(actions, config.action_dim),
-        "action_valid": valid,
-        "text": None if config.text_dim is None else np.full((2, config.text_dim), 1.0 + instruction),
-        "instruction": f"instruction {instruction}",
-    }
+    def frames(indices) -> np.ndarray:
+        pictures = np.zeros((len(indices), *config.size, 3), np.uint8)
+        pictures[..., 0], pictures[..., 1] = e, np.asarray(indices)[:, None, None]
+        return pictures
+
+    def text(i: int, frame: int) -> np.ndarray:
+        return np.full((2, config.text_dim), 1.0 + i)
+
+    return Content(
+        key=episode.key,
+        num_frames=episode.num_frames,
+        state=None if config.state_dim is None else rows(config.state_dim),
+        actions=rows(config.action_dim),
+        fps=30.0,
+        instructions=[f"instruction {i}" for i in range(3)],
+        text=None if config.text_dim is None else text,
+        cameras={"composed": frames},
+    )

@@ -12,7 +12,7 @@ import pickle
 import numpy as np
 import pytest
 
-from motus_jax.data import augment, cache, cache_fill, features, pipeline, settings, skip
+from motus_jax.data import augment, cache, cache_fill, features, pipeline, settings
 from tests.data import array_source
 from tests.data.test_stream import assert_same, dataset, take
 from tests.data.test_stream import config as base_config
@@ -166,7 +166,7 @@ def test_stride_thins_the_windows(tmp_path):
 
 def test_a_window_that_cannot_be_read_is_replaced_as_without_a_cache(tmp_path, monkeypatch):
     """Damage inside a frame, found only when it is decoded: recorded, and then the same stream."""
-    monkeypatch.setattr(array_source, "read_window", damaged(array_source.read_window))
+    monkeypatch.setattr(array_source, "read_episode", damaged(array_source.read_episode))
     data = config(tmp_path, dataset((20, 30, 9)), max_bad_fraction=0.9)
     report = fill(data, "latents")
     assert {bad.path for bad in report.bad} == {"file1"}
@@ -182,15 +182,17 @@ def test_a_window_that_cannot_be_read_is_replaced_as_without_a_cache(tmp_path, m
 
 def damaged(read):
     """Frames from 15 on of episode 1 cannot be decoded; who decodes none does not notice."""
-    def read_window(episode, condition, instruction, *, window, config, read_frames=None):
-        frames, _, _ = window.indices(condition, episode.num_frames)
-        decoded = 0 if read_frames is skip.no_frames else len(frames)
-        decoded = 1 if isinstance(read_frames, skip.FirstFrame) else decoded
-        if episode.id == "1" and (frames[:decoded] >= 15).any():
-            raise array_source.BadEpisode("file1", "frame 15 is damaged")
-        return read(episode, condition, instruction, window=window, config=config)
+    def read_episode(episode, config):
+        content = read(episode, config)
 
-    return read_window
+        def frames(indices):
+            if episode.id == "1" and max(indices) >= 15:
+                raise array_source.BadEpisode("file1", "frame 15 is damaged")
+            return content.cameras["composed"](indices)
+
+        return dataclasses.replace(content, cameras={"composed": frames})
+
+    return read_episode
 
 
 STALE = {
@@ -322,7 +324,7 @@ def test_text_of_data_without_embeddings(tmp_path):
 
     writer = cache.Writer(folder, facts(data, "text"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(array_source, "read_episode", whole_episode, raising=False)
+        patch.setattr(array_source, "read_episode", two_instructions(array_source.read_episode))
         assert cache_fill.texts(data, writer, encode, 2).written == 2
     assert sorted(encoded) == ["instruction 0", "instruction 1"]
     with pytest.raises(cache.CacheError, match=r"instruction 'instruction 2'.*(.|\n)*precompute t5"):
@@ -336,8 +338,10 @@ def test_text_of_data_without_embeddings(tmp_path):
         assert (batch["text"][:, :13] == 13).all() and not batch["text"][:, 13:].any()
 
 
-def whole_episode(episode, config):
-    return {"texts": None, "instructions": ["instruction 0", "instruction  1 "]}
+def two_instructions(read):
+    return lambda episode, config: dataclasses.replace(
+        read(episode, config), instructions=["instruction 0", "instruction  1 "]
+    )
 
 
 @pytest.mark.parametrize(("text", "clean"), [

@@ -2,7 +2,8 @@
 
 One of three episodes is damaged, in many ways and formats (`damages`). Found by the scan, it is set
 aside with a reason that names its file, and the stream is that of the clean subset. Found only when it
-is read, it is quarantined with such a reason, and every slot of a clean episode is as it was.
+is read, it is quarantined with such a reason, and every slot of a clean episode is as it was. With
+`verified` all damage is found before the first step, and the stream is always that of the clean subset.
 
 A format is a `Format`: one more writer, and all the damages apply to it.
 """
@@ -132,12 +133,12 @@ def no_hang():
     signal.alarm(0)
 
 
-def config(name: str, root: pathlib.Path) -> pipeline.Config:
+def config(name: str, root: pathlib.Path, verified: str | None = None) -> pipeline.Config:
     source = pipeline.Dataset(FORMATS[name].source(root), name=name, normalization="none",
                               vlm_frame="resized")
     return pipeline.Config(
         source=source, frames=2, ratio=1, rate=1, height=32, width=48, text_length=8,
-        vlm_length=160, threads=2, max_bad_fraction=0.5, seed=3)
+        vlm_length=160, threads=2, max_bad_fraction=0.5, seed=3, verified=verified)
 
 
 def run(settings: pipeline.Config) -> tuple[list[dict], dict]:
@@ -171,6 +172,11 @@ def same(a: dict, b: dict, slots) -> bool:
     return all(np.array_equal(a[name][slots], b[name][slots]) for name in b)
 
 
+def assert_equal(batches: list[dict], expected: list[dict]) -> None:
+    for a, b in zip(batches, expected, strict=True):
+        assert a.keys() == b.keys() and same(a, b, slice(None))
+
+
 @pytest.mark.parametrize(("name", "damage"), CASES)
 def test_a_damaged_episode(name, damage, pristine, tmp_path, capfd):
     original, whole, subset = pristine(name)
@@ -188,12 +194,17 @@ def test_a_damaged_episode(name, damage, pristine, tmp_path, capfd):
     assert reason and "\n" not in reason and "never be printed" not in capfd.readouterr().out
     assert not any(s.tobytes() in mine for batch in batches for s in batch["state"])
     if report["set_aside"]:
-        for got, expected in zip(batches, subset, strict=True):
-            assert got.keys() == expected.keys() and same(got, expected, slice(None))
+        assert_equal(batches, subset)
     else:
         for got, before in zip(batches, whole, strict=True):
             kept = np.array([s.tobytes() not in mine for s in before["state"]])
             assert same(got, before, kept)
+    whole_ones = tmp_path / "whole.txt"
+    for _ in range(2):
+        batches, report = run(config(name, root, str(whole_ones)))
+        assert [len(report[kind]) for kind in ("set_aside", "quarantined")] == [1, 0]
+        assert_equal(batches, subset)
+        assert len(whole_ones.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from motus_jax import dataset, torch_file
-from motus_jax.data import statistics, video
+from motus_jax.data import content, statistics, video
 from motus_jax.data.tools.detect import detect
 from motus_jax.data.transforms import Window
 from tests.data import lerobot_folder, robotwin_folder
@@ -178,7 +178,7 @@ def test_view_shows_every_frame(root, tmp_path, run):
     assert status == 0 and sheet.suffix == ".png" and film.suffix == ".mp4"
     picture = cv2.imread(str(sheet))
     assert picture.shape[1] > 1000 and picture.std() > 20
-    assert video.count_frames(film) == 60
+    assert video.probe(film).frames == 60
     first, last = video.read_frames(film, [0, 59])
     height = first.shape[0]
     # The marker runs from the left end of the curves to the right one.
@@ -240,8 +240,8 @@ def _same_samples(found, copy):
     window = getattr(found.source, "Window", Window)(frames=2, ratio=1, rate=2)
     for one, other in zip(episodes, copies, strict=True):
         assert (one.num_frames, one.num_instructions) == (other.num_frames, other.num_instructions)
-        want = found.source.read_window(one, 1, 0, window=window, config=found.config)
-        have = copy.source.read_window(other, 1, 0, window=window, config=copy.config)
+        want = content.read_window(found.source, one, 1, 0, window=window, config=found.config)
+        have = content.read_window(copy.source, other, 1, 0, window=window, config=copy.config)
         assert want["frames"].shape == have["frames"].shape
         assert np.abs(want["frames"].astype(int) - have["frames"]).mean() < 5  # JPEG
         for name in ("state", "actions", "action_valid", "text"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from motus_jax import torch_file
-from motus_jax.data import folders, transforms, video
+from motus_jax.data import content, folders, transforms, video
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import ac_one, aloha_agilex_2, latent_action, robotwin
 from tests.data import robotwin_folder, task_folders
@@ -84,7 +84,7 @@ def test_aloha_has_the_same_rules_and_its_own_config(tasks):
 def test_where_the_language_comes_from(tasks, key, text, embedding):
     episode = next(e for e in ac_one.scan(ac(tasks))[0] if e.key == key)
     window = transforms.Window(frames=2, ratio=1, rate=2)
-    got = ac_one.read_window(episode, 1, 0, window=window, config=ac(tasks))
+    got = content.read_window(ac_one, episode, 1, 0, window=window, config=ac(tasks))
     assert got["instruction"] == f"{episode.task} {text}\nsecond line"
     np.testing.assert_array_equal(got["text"], text_of(embedding))
 
@@ -101,7 +101,7 @@ def test_all_embeddings_of_a_file_have_the_one_instruction(tasks):
     episode = ac_one.scan(ac(tasks, tasks=("pour",)))[0][0]
     window = transforms.Window(frames=2, ratio=2, rate=1)
     got = [
-        ac_one.read_window(episode, 3, i, window=window, config=ac(tasks))
+        content.read_window(ac_one, episode, 3, i, window=window, config=ac(tasks))
         for i in range(episode.num_instructions)
     ]
     assert len({x["instruction"] for x in got}) == 1 and [len(x["text"]) for x in got] == [3, 4]
@@ -121,7 +121,7 @@ def test_latent_windows(latents):
     assert not aside and not list(latents.rglob("*.pkl"))
     window = latent_action.Window(frames=3, ratio=5, rate=2)
     assert (window.actions, [window.conditions(t) for t in (6, 7, 9)]) == (3, [1, 1, 3])
-    got = latent_action.read_window(episodes[2], 6, 2, window=window, config=config)
+    got = content.read_window(latent_action, episodes[2], 6, 2, window=window, config=config)
     rows = array("robot/clean/lift/1", 9)
     np.testing.assert_array_equal(got["actions"], rows[[6, 8, 8]])
     assert got["action_valid"].tolist() == [True, True, False] and got["state"] is None
@@ -154,11 +154,11 @@ def test_whole_episodes(tasks, latents, tmp_path):
     for source, (config, (states, actions), texts) in configs.items():
         episode = source.scan(config)[0][0]
         whole = source.read_episode(episode, config)
-        assert whole["fps"] == 30.0 and len(whole["actions"]) == actions
-        assert (whole["state"] is None) if states is None else len(whole["state"]) == states
-        assert len(whole["instructions"]) == len(whole["texts"]) == texts
+        assert whole.fps == 30.0 and len(whole.actions) == actions
+        assert (whole.state is None) if states is None else len(whole.state) == states
+        assert len(whole.instructions) == len(whole.texts) == texts
         expected = video.read_frames(episode.path("videos"), [2, 0])
-        np.testing.assert_array_equal(whole["cameras"]["composed"]([2, 0]), expected)
+        np.testing.assert_array_equal(whole.cameras["composed"]([2, 0]), expected)
 
 
 def remove(path):
@@ -257,16 +257,16 @@ def test_a_file_that_changes_after_the_scan(tasks, latents):
     with pytest.raises(
         BadEpisode, match=r"2\.pt: the instructions changed since the scan; restart"
     ):
-        ac_one.read_window(episode, 0, 1, window=window, config=ac(tasks))
+        content.read_window(ac_one, episode, 0, 1, window=window, config=ac(tasks))
     broken = [array("x", 3, D), array("x", 3, D) * np.float32(np.nan)]
     put(tasks / "pour/instructions/2.pt", broken)
     with pytest.raises(BadEpisode, match=r"2\.pt: embedding 1 has NaN or infinity"):
-        ac_one.read_window(episode, 0, 1, window=window, config=ac(tasks))
+        content.read_window(ac_one, episode, 0, 1, window=window, config=ac(tasks))
     window = latent_action.Window(frames=2, ratio=1, rate=2)
     episode = latent_action.scan(latent(latents))[0][0]
     put(latents / "ego/latent_action_dim14/0.pt", array("x", 5))
     with pytest.raises(BadEpisode, match="the latent actions changed since the scan; restart"):
-        latent_action.read_window(episode, 0, 0, window=window, config=latent(latents))
+        content.read_window(latent_action, episode, 0, 0, window=window, config=latent(latents))
 
 
 def test_layout_errors_name_the_fix(tasks, latents, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from motus_jax import dataset
+from motus_jax.data import content
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.tools.detect import detect
 from motus_jax.data.transforms import Window
@@ -35,10 +36,10 @@ def test_scan_reads_tasks_lengths_and_instructions(layout):
     assert facts == {("clean", "lift_pot", T, 2), ("randomized", "open_box", T + 1, 2)}
     data = found.source.read_episode(episodes[0], found.config)
     rows = {"old": T, "new": T + 1}[name]
-    assert np.array_equal(data["state"], hdf5_folder.joints(rows)[:T])
-    assert data["fps"] == {"old": 30, "new": 15}[name]
-    assert data["instructions"][0].startswith("The whole scene is in a realistic")
-    assert data["instructions"][0].endswith(f"task: lift_pot {episodes[0].id}")
+    assert np.array_equal(data.state, hdf5_folder.joints(rows)[:T])
+    assert data.fps == {"old": 30, "new": 15}[name]
+    assert data.instructions[0].startswith("The whole scene is in a realistic")
+    assert data.instructions[0].endswith(f"task: lift_pot {episodes[0].id}")
 
 
 def test_pictures_are_composed_with_their_true_colours(layout):
@@ -46,7 +47,7 @@ def test_pictures_are_composed_with_their_true_colours(layout):
     found = detect(root)
     episodes, _ = found.source.scan(found.config)
     window = Window(frames=2, ratio=1, rate=2)
-    raw = found.source.read_window(episodes[0], 1, 0, window=window, config=found.config)
+    raw = content.read_window(found.source, episodes[0], 1, 0, window=window, config=found.config)
     h, w = hdf5_folder.SIZE
     assert raw["frames"].shape == (3, h + h // 2, w, 3)
     places = {"head": (h // 2, w // 2), "left_wrist": (h + h // 4, w // 4),
@@ -56,7 +57,7 @@ def test_pictures_are_composed_with_their_true_colours(layout):
             wanted = hdf5_folder.picture(camera, frame)[0, 0].astype(int)
             assert np.abs(raw["frames"][i, y, x] - wanted).max() <= 3  # JPEG
     exchanged = detect(root, options={"colors": "as_stored"}).config
-    other = found.source.read_window(episodes[0], 1, 0, window=window, config=exchanged)
+    other = content.read_window(found.source, episodes[0], 1, 0, window=window, config=exchanged)
     # JPEG decodes to the same numbers; only the order of the channels is another.
     assert np.array_equal(other["frames"], raw["frames"][..., ::-1])
     assert raw["text"] is None and raw["state"].dtype == np.float32
@@ -88,9 +89,9 @@ def test_a_damaged_picture_is_found_when_read(layout):
     found = detect(root)
     episodes, _ = found.source.scan(found.config)
     data = found.source.read_episode(episodes[0], found.config)
-    data["cameras"]["head"]([3, 5])
+    data.cameras["head"]([3, 5])
     with pytest.raises(BadEpisode, match="4 is not a picture"):
-        data["cameras"]["head"]([4])
+        data.cameras["head"]([4])
 
 
 def test_instructions_may_lie_in_three_places_or_be_missing(tmp_path):
@@ -105,7 +106,7 @@ def test_instructions_may_lie_in_three_places_or_be_missing(tmp_path):
         found = detect(tmp_path)
         episodes, aside = found.source.scan(found.config)
         assert not aside
-        lines.append(found.source.read_episode(episodes[0], found.config)["instructions"])
+        lines.append(found.source.read_episode(episodes[0], found.config).instructions)
         if place is not None:
             place.unlink()
     assert [x[0].endswith("task: here") for x in lines] == [True, True, False]
@@ -124,7 +125,7 @@ def test_check_convert_and_check_again(layout, tmp_path_factory, capsys):
     found = detect(out / "s")
     episodes, _ = found.source.scan(found.config)
     data = found.source.read_episode(episodes[0], found.config)
-    picture = data["cameras"]["composed"]([2])[0]
+    picture = data.cameras["composed"]([2])[0]
     assert np.abs(picture[4, 4].astype(int) - hdf5_folder.picture("head", 2)[0, 0]).max() <= 6
     assert "no text embeddings" in capsys.readouterr().out
 

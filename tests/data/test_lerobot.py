@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from motus_jax import torch_file
-from motus_jax.data import lerobot_video, transforms
+from motus_jax.data import content, lerobot_video, transforms
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import lerobot
 from tests.data import lerobot_folder as folder
@@ -50,13 +50,13 @@ def test_every_frame_of_every_episode(root, version, seek_gap, monkeypatch):
     for i, episode in enumerate(only_good(config(root / version))):
         whole = lerobot.read_episode(episode, config(root / version))
         joints = folder.state(i, LENGTHS[i] + 1)
-        np.testing.assert_array_equal(whole["state"], joints[:-1])
-        np.testing.assert_array_equal(whole["actions"], joints[1:])
-        assert whole["fps"] == folder.FPS
-        assert whole["instructions"] == [folder.TASKS[folder.task_of(i)]]
-        assert list(whole["cameras"]) == ["head", "left_wrist", "right_wrist"]
+        np.testing.assert_array_equal(whole.state, joints[:-1])
+        np.testing.assert_array_equal(whole.actions, joints[1:])
+        assert whole.fps == folder.FPS
+        assert whole.instructions == [folder.TASKS[folder.task_of(i)]]
+        assert list(whole.cameras) == ["head", "left_wrist", "right_wrist"]
         n = LENGTHS[i]
-        for read, size in zip(whole["cameras"].values(), folder.SIZES.values(), strict=True):
+        for read, size in zip(whole.cameras.values(), folder.SIZES.values(), strict=True):
             for wanted in (range(n), [n - 1, 0], [0, 0, 5], [n - 1], range(n - 1, -1, -3)):
                 frames = read(wanted)
                 assert frames.shape == (len(wanted), *size, 3) and frames.dtype == np.uint8
@@ -87,8 +87,7 @@ def test_frames_by_time_in_every_encoding(tmp_path, encoding):
 @pytest.mark.parametrize("condition", [0, 3, 18])
 def test_windows_repeat_the_end_and_say_so(root, version, condition):
     episode = only_good(config(root / version))[2]
-    sample = lerobot.read_window(
-        episode, condition, 0, window=WINDOW, config=config(root / version)
+    sample = content.read_window(lerobot, episode, condition, 0, window=WINDOW, config=config(root / version)
     )
     steps = condition + 2 * np.arange(1, 5)
     actions = folder.state(2, 21)[1:][np.minimum(steps, 19)]
@@ -107,9 +106,9 @@ def test_three_cameras_make_one_picture(root):
     for compose in lerobot.COMPOSE:
         settings = config(root / "v3", compose=compose)
         episode = only_good(settings)[1]
-        sample = lerobot.read_window(episode, 4, 0, window=WINDOW, config=settings)
+        sample = content.read_window(lerobot, episode, 4, 0, window=WINDOW, config=settings)
         picture[compose] = sample["frames"][0]
-    cameras = lerobot.read_episode(episode, config(root / "v3"))["cameras"]
+    cameras = lerobot.read_episode(episode, config(root / "v3")).cameras
     head, left, right = (read([4])[0] for read in cameras.values())
     np.testing.assert_array_equal(picture["three_views"], transforms.three_views(head, left, right))
     assert picture["three_views"].shape == (72, 64, 3)
@@ -118,7 +117,7 @@ def test_three_cameras_make_one_picture(root):
     np.testing.assert_array_equal(upstream[:48], head)
     fitted = [transforms.resize_with_padding(x, 40, 32) for x in (left, right)]
     np.testing.assert_array_equal(upstream[48:], np.concatenate(fitted, axis=1))
-    whole = lerobot.read_episode(episode, config(root / "v3", compose="upstream"))["cameras"]
+    whole = lerobot.read_episode(episode, config(root / "v3", compose="upstream")).cameras
     np.testing.assert_array_equal(whole["composed"]([4])[0], upstream)
 
 
@@ -146,7 +145,7 @@ def test_an_embedding_is_that_of_its_own_repository(root):
     for path in (other / "t5").iterdir():
         torch_file.save(path, torch_file.load(path) + 100)
     episodes = only_good(config(root, repositories=("v2", "v2b")))
-    samples = [lerobot.read_window(e, 0, 0, window=WINDOW, config=config(root)) for e in episodes]
+    samples = [content.read_window(lerobot, e, 0, 0, window=WINDOW, config=config(root)) for e in episodes]
     assert [x["text"][0, 0] for x in samples] == [0, 1, 2, 100, 101, 102]
 
 
@@ -309,8 +308,8 @@ def test_errors_of_the_metadata_name_the_place(root, version):
     error("compose='side'", compose="side")
     error("max_episodes=0", max_episodes=0)
     error("is one dataset", repositories=("v2",))
-    for content, what in ((b"{", "JSON"), (b"\xff\xfe\x00", "UTF-8 text"), (b"[]", "a list")):
-        (root / version / "meta/info.json").write_bytes(content)
+    for written, what in ((b"{", "JSON"), (b"\xff\xfe\x00", "UTF-8 text"), (b"[]", "a list")):
+        (root / version / "meta/info.json").write_bytes(written)
         with pytest.raises(ValueError, match=rf"info\.json: .*{what}"):
             lerobot.scan(config(root / version))
 
@@ -349,7 +348,7 @@ def test_a_shared_mp4_that_ends_early_spares_the_episodes_before(root):
 def test_a_video_cut_after_the_scan_names_the_frame(root):
     episode = only_good(config(root / "v2"))[0]
     folder.write_video(root / episode.videos[0][0], {0: 9}, (48, 64))
-    read = lerobot.read_episode(episode, config(root / "v2"))["cameras"]["head"]
+    read = lerobot.read_episode(episode, config(root / "v2")).cameras["head"]
     assert folder.which(read([8])) == ([8], [0])
     with pytest.raises(BadEpisode, match=r"000000\.mp4: frame 9 of the episode \(at 0\.3 s\)"):
         read([8, 9])
@@ -360,7 +359,7 @@ def test_a_video_cut_after_the_scan_names_the_frame(root):
 def window_of(root, condition=0):
     settings = config(root)
     episode = only_good(settings)[0]
-    return lerobot.read_window(episode, condition, 0, window=WINDOW, config=settings)
+    return content.read_window(lerobot, episode, condition, 0, window=WINDOW, config=settings)
 
 
 @pytest.mark.parametrize("name", ["language_embedding", "observation.feature.language_embedding"])
@@ -385,8 +384,8 @@ def test_instructions_of_rows(root):
     assert [window_of(root / "v2", i)["instruction"] for i in (8, 9)] == list(folder.TASKS)
     episode = only_good(config(root / "v2"))[0]
     whole = lerobot.read_episode(episode, config(root / "v2"))
-    assert whole["instructions"] == [*folder.TASKS]
-    assert whole["instruction_index"].tolist() == [0] * 9 + [1] * 8
+    assert whole.instructions == [*folder.TASKS]
+    assert whole.instruction_at.tolist() == [0] * 9 + [1] * 8
     texts = [f"step {i // 4}" for i in range(LENGTHS[0])]
     edit_rows(root / "v2", lambda c: c | {"language_instruction": texts})
     assert window_of(root / "v2", 8)["instruction"] == "step 2"
@@ -427,7 +426,7 @@ def test_which_camera_is_used(root):
         (episode, *_) = only_good(config(root / "v2"))
         assert [path.split("/")[-2] for path, _ in episode.videos] == [expected]
         whole = lerobot.read_episode(episode, config(root / "v2"))
-        assert list(whole["cameras"]) == ["composed"]
+        assert list(whole.cameras) == ["composed"]
         assert window_of(root / "v2")["frames"].shape == (3, 48, 64, 3)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from motus_jax import dataset
+from motus_jax.data import content
 from motus_jax.data.tools.detect import detect
 from motus_jax.data.transforms import Window
 
@@ -83,9 +84,9 @@ def roots(tmp_path_factory):
     return root
 
 
-def origin(data: dict) -> int:
+def origin(data: content.Content) -> int:
     """Number of the episode by its first picture: files may hold them in another order."""
-    first = next(iter(data["cameras"].values()))([0])[0]
+    first = next(iter(data.cameras.values()))([0])[0]
     return round(int(first[0, 0, 0]) / 40)
 
 
@@ -99,14 +100,14 @@ def test_every_episode_is_read_whole(roots):
         data = found.source.read_episode(episode, found.config)
         e = origin(data)
         seen.append(e)
-        assert episode.num_frames == LENGTHS[e] and data["fps"] == 10
+        assert episode.num_frames == LENGTHS[e] and data.fps == 10
         wanted = np.stack([picture(0, e, t) for t in range(LENGTHS[e])])
-        assert np.array_equal(data["cameras"]["composed"](range(LENGTHS[e])), wanted)
+        assert np.array_equal(data.cameras["composed"](range(LENGTHS[e])), wanted)
         for name, width in (("state", 8), ("actions", 7)):
             rows = np.stack([numbers(e, t, width) for t in range(LENGTHS[e])])
-            assert np.array_equal(data[name], rows)
-        assert data["instructions"] == ["task 3", "task 3 again"][: 1 + (e == 3)] or (
-            data["instructions"] == [f"task {e}"])
+            assert np.array_equal(getattr(data, name), rows)
+        assert data.instructions == ["task 3", "task 3 again"][: 1 + (e == 3)] or (
+            data.instructions == [f"task {e}"])
     assert sorted(seen) == [0, 1, 2, 3]
 
 
@@ -117,7 +118,7 @@ def test_three_cameras_and_an_action_in_parts(roots):
     episodes, aside = found.source.scan(found.config)
     assert len(episodes) == 4 and not aside
     window = Window(frames=2, ratio=1, rate=2)
-    raw = found.source.read_window(episodes[1], 1, 0, window=window, config=found.config)
+    raw = content.read_window(found.source, episodes[1], 1, 0, window=window, config=found.config)
     e = origin(found.source.read_episode(episodes[1], found.config))
     assert raw["frames"].shape == (3, 36, 32, 3)
     for i, t in enumerate((1, 3, 5)):
@@ -152,8 +153,8 @@ def test_check_and_convert(roots, tmp_path, capsys):
     window = Window(frames=2, ratio=1, rate=1)
     for one, other in pairs:
         for condition in (2, 5):  # before and after the instruction of episode 3 changes
-            want = there.source.read_window(one, condition, 0, window=window, config=there.config)
-            have = here.source.read_window(other, condition, 0, window=window, config=here.config)
+            want = content.read_window(there.source, one, condition, 0, window=window, config=there.config)
+            have = content.read_window(here.source, other, condition, 0, window=window, config=here.config)
             assert np.abs(want["frames"].astype(int) - have["frames"]).max() <= 4  # JPEG
             assert want["instruction"] == have["instruction"]
             assert np.array_equal(want["state"], have["state"])

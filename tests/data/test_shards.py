@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from motus_jax import dataset
-from motus_jax.data import records
+from motus_jax.data import content, records
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import shards
 from motus_jax.data.tools import convert, write_shards
@@ -57,8 +57,8 @@ def test_windows_are_those_of_the_source(source, tmp_path):
     for episode, copy in zip(episodes, copies, strict=True):
         for condition in (0, episode.num_frames - 1):
             arguments = dict(condition=condition, instruction=2, window=WINDOW)
-            want = there.source.read_window(episode, **arguments, config=there.config)
-            have = here.source.read_window(copy, **arguments, config=here.config)
+            want = content.read_window(there.source, episode, **arguments, config=there.config)
+            have = content.read_window(here.source, copy, **arguments, config=here.config)
             assert np.abs(have.pop("frames").astype(int) - want.pop("frames")).mean() < 5  # JPEG
             assert have.keys() == want.keys()
             for name in want:
@@ -73,7 +73,7 @@ def test_every_frame_is_the_right_one(tmp_path):
     _, (episodes, _) = usable(tmp_path / "source")
     found, (copies, _) = usable(tmp_path / "out")
     want, have = (
-        s.read_episode(e[0], c)["cameras"]["composed"](range(140)).reshape(140, -1).astype(np.float32)
+        s.read_episode(e[0], c).cameras["composed"](range(140)).reshape(140, -1).astype(np.float32)
         for s, e, c in ((detect(tmp_path / "source").source, episodes, detect(tmp_path / "source").config),
                         (found.source, copies, found.config))
     )
@@ -92,14 +92,14 @@ def test_a_window_reads_only_its_own_frames(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(records, "read", counted)
     monkeypatch.setattr(cv2, "imdecode", lambda *a, inner=cv2.imdecode: decoded.append(1) or inner(*a))
-    found.source.read_window(episodes[0], 0, 1, window=WINDOW, config=found.config)
+    content.read_window(found.source, episodes[0], 0, 1, window=WINDOW, config=found.config)
     assert len(read) == 2 + 5 and len(decoded) == 5  # arrays, one text, 1 + F frames of 21
 
 
 def test_size_is_that_of_training(source, tmp_path):
     make(source, tmp_path / "out", size=(96, 80))
     found, (episodes, _) = usable(tmp_path / "out")
-    frames = found.source.read_episode(episodes[0], found.config)["cameras"]["composed"]([3, 3, 0])
+    frames = found.source.read_episode(episodes[0], found.config).cameras["composed"]([3, 3, 0])
     assert frames.shape == (3, 96, 80, 3) and (frames[0] == frames[1]).all()
     assert frames[0, 0].max() <= 8 and frames[0, 48].max() > 50  # black border, picture
 
@@ -227,7 +227,7 @@ def test_damage_inside_a_shard_is_noticed_when_read(source, tmp_path):
     make(source, tmp_path / "out")
     path = tmp_path / "out" / shards.shard_name(0)
     found, (episodes, _) = usable(tmp_path / "out")
-    read = found.source.read_episode(episodes[0], found.config)["cameras"]["composed"]
+    read = found.source.read_episode(episodes[0], found.config).cameras["composed"]
     data = bytearray(path.read_bytes())
     code = records.read(str(path), [episodes[0].frame(7)])[0]
     place = data.index(code)
@@ -244,7 +244,7 @@ def test_wrong_widths_and_tasks_name_the_setting(source, tmp_path):
     for name in ("qpos_dim", "text_dim"):
         config = shards.Config(**{"root": found.config.root, "text_dim": 8, name: 5})
         with pytest.raises(BadEpisode, match=f"expected {name}=5"):
-            shards.read_window(episodes[0], 0, 0, window=WINDOW, config=config)
+            content.read_window(shards, episodes[0], 0, 0, window=WINDOW, config=config)
     with pytest.raises(ValueError, match=r"no task 'bax'.*'box', 'cup'"):
         shards.scan(shards.Config(found.config.root, tasks=("bax",)))
     assert len(shards.scan(shards.Config(found.config.root, tasks=("box",), max_episodes=2))[0]) == 2
@@ -260,10 +260,10 @@ def test_folders_are_the_layout_they_came_from(source, tmp_path):
         want = there.source.read_episode(episode, there.config)
         have = here.source.read_episode(copy, here.config)
         for name in ("state", "actions", "fps", "instructions"):
-            assert np.array_equal(have[name], want[name]), name
-        assert all(map(np.array_equal, have["texts"], want["texts"]))
+            assert np.array_equal(getattr(have, name), getattr(want, name)), name
+        assert all(map(np.array_equal, have.texts, want.texts))
         frames = range(episode.num_frames)
-        want, have = (x["cameras"]["composed"](frames).astype(int) for x in (want, have))
+        want, have = (x.cameras["composed"](frames).astype(int) for x in (want, have))
         assert np.abs(have - want).mean() < 4
 
 
@@ -287,6 +287,6 @@ def test_an_instruction_that_changes_within_an_episode(tmp_path):
     assert make(root, tmp_path / "out").episodes == 1
     here, (copies, aside) = usable(tmp_path / "out")
     assert not aside
-    said = [here.source.read_window(copies[0], condition=i, instruction=0, window=WINDOW,
+    said = [content.read_window(here.source, copies[0], condition=i, instruction=0, window=WINDOW,
                                     config=here.config)["instruction"] for i in (8, 9)]
     assert said == list(lerobot_folder.TASKS)

@@ -167,8 +167,7 @@ def test_a_trajectory_epoch_has_every_episode_once():
 
 def test_normalization_by_statistics_of_each_dataset(tmp_path):
     rng = np.random.default_rng(0)
-    found = statistics.compute([{"state": rng.uniform(-9, 9, (50, 3)),
-                                 "actions": rng.uniform(-9, 9, (50, 4))}])
+    found = statistics.compute([(rng.uniform(-9, 9, (50, 3)), rng.uniform(-9, 9, (50, 4)))])
     statistics.save(tmp_path / "statistics.json", {"two": found})
     with_root = dict(normalization="min_max", root=str(tmp_path))
     settings = config(dataset(name="one"), dataset(name="two", **with_root))
@@ -239,7 +238,7 @@ def test_a_broken_episode_is_replaced_within_its_dataset():
 
 
 def test_no_more_than_threads_windows_are_read_at_a_time(monkeypatch):
-    read, lock, active, most = array_source.read_window, threading.Lock(), [0], [0]
+    read, lock, active, most = array_source.read_episode, threading.Lock(), [0], [0]
     # A loader that an earlier test closed may still be finishing the batch it had begun.
     earlier = {thread.ident for thread in threading.enumerate()}
 
@@ -256,7 +255,7 @@ def test_no_more_than_threads_windows_are_read_at_a_time(monkeypatch):
             with lock:
                 active[0] -= 1
 
-    monkeypatch.setattr(array_source, "read_window", counted)
+    monkeypatch.setattr(array_source, "read_episode", counted)
     take(pipeline.build(config(*MIX, threads=3), 12), 3)
     assert most[0] == 3
     with pytest.raises(ValueError, match="threads=300"):

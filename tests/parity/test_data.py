@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from motus_jax.data import transforms, video, windows
+from motus_jax.data import content, transforms, video, windows
 from tests.parity import goldens
 
 KINDS = ("robotwin", "ac_one", "aloha_agilex_2", "latent_action")
@@ -121,7 +121,7 @@ def test_samples(name):
         steps = condition + (np.arange(window.actions) + (not latent)) * window.rate
         assert valid.tolist() == (steps < total - latent).tolist()
 
-        got = source.read_window(episode, condition, instruction, window=window, config=config)
+        got = content.read_window(source, episode, condition, instruction, window=window, config=config)
         if sample["text"] is not None:  # recorded where the original made a prompt of it
             assert got["instruction"] == sample["text"]
         check_frames(got["frames"], recorded, i, common)

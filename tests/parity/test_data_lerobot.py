@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from motus_jax.data import lerobot_table, transforms
+from motus_jax.data import content, lerobot_table, transforms
 from motus_jax.data.sources import lerobot
 from tests.parity import goldens
 
@@ -74,9 +74,9 @@ def test_samples_of_the_original(name):
             path for path, _ in episode.videos
         ]
 
-        got = lerobot.read_window(episode, condition, 0, window=window, config=config)
+        got = content.read_window(lerobot, episode, condition, 0, window=window, config=config)
         apart = dataclasses.replace(config, compose="three_views")  # upstream's come put together
-        cameras = lerobot.read_episode(episode, apart)["cameras"].values()
+        cameras = lerobot.read_episode(episode, apart).cameras.values()
         keys = [key for key in recorded if key.startswith(f"s{i}.raw.")]
         for key, read in zip(sorted(keys), cameras, strict=bool(keys)):
             np.testing.assert_array_equal(read(frames).transpose(0, 3, 1, 2), recorded[key])
@@ -132,7 +132,7 @@ def bars(frames: np.ndarray) -> np.ndarray:
 def test_every_frame_is_the_one_of_its_row(version):
     _, episodes = scanned(version)
     for i, episode in enumerate(episodes):
-        for view, read in episode_of(version, i)["cameras"].items():
+        for view, read in episode_of(version, i).cameras.items():
             frames = read(range(episode.num_frames))
             width = frames.shape[2]
             index = np.arange(episode.num_frames)
@@ -147,7 +147,7 @@ def test_bars_show_a_shift_by_one():
     """The proof above must fail for an offset of one frame, whatever the lengths."""
     _, episodes = scanned(VERSIONS[0])
     for i, episode in enumerate(episodes):
-        read = next(iter(episode_of(VERSIONS[0], i)["cameras"].values()))
+        read = next(iter(episode_of(VERSIONS[0], i).cameras.values()))
         frames = read(range(episode.num_frames))
         step = frames.shape[2] / episode.num_frames
         index = np.arange(1, episode.num_frames)
@@ -163,9 +163,9 @@ def test_the_versions_hold_the_same_numbers():
         old, new = (episode_of(version, i) for version in VERSIONS)
         for key in ("state", "actions"):
             np.testing.assert_array_equal(old[key], new[key])
-        np.testing.assert_array_equal(old["actions"][:-1], old["state"][1:])
-        assert old["fps"] == new["fps"] and old["instructions"] == new["instructions"]
-        assert old["texts"] is None and new["texts"] is None
+        np.testing.assert_array_equal(old.actions[:-1], old.state[1:])
+        assert old.fps == new.fps and old.instructions == new.instructions
+        assert old.texts is None and new.texts is None
 
 
 @pytest.mark.parametrize("compose", lerobot.COMPOSE)
@@ -175,8 +175,7 @@ def test_the_versions_give_the_same_samples(compose):
         last = window.conditions(old.num_frames) - 1
         for condition in {0, last // 2, last}:
             a, b = (
-                lerobot.read_window(
-                    episode,
+                content.read_window(lerobot, episode,
                     condition,
                     0,
                     window=window,
@@ -184,7 +183,7 @@ def test_the_versions_give_the_same_samples(compose):
                 )
                 for version, episode in zip(VERSIONS, (old, new), strict=True)
             )
-            state = episode_of("v2.1", i)["state"]
+            state = episode_of("v2.1", i).state
             steps = np.minimum(condition + 2 * np.arange(1, window.actions + 1), len(state) - 1)
             np.testing.assert_array_equal(a["state"], state[condition])
             inside = steps < len(state) - 1

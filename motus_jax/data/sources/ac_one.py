@@ -21,13 +21,11 @@ that lacks a part is set aside with a reason instead of being passed over.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from motus_jax.data import episodes, folders
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 NORMALIZATION = "min_max"
 VLM_FRAME = "source"  # the original shows the VLM the condition frame at its own size
@@ -75,7 +73,7 @@ def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpis
     if not candidates:
         problem = next(iter(incomplete.values()), f"{config.root} holds no episode for {config}")
         raise FileNotFoundError(f"{problem}; {_ADVICE}")
-    read = functools.partial(_read, config=config)
+    read = functools.partial(read_episode, config=config)
     usable, aside = episodes.open_all(candidates[: config.max_episodes], read, threads)
     return usable, [*incomplete.values(), *aside]
 
@@ -116,29 +114,11 @@ def _episodes(task: str, folder: pathlib.Path) -> Iterator[Episode | BadEpisode]
             )
 
 
-def _read(episode: Episode, config: Config) -> episodes.Content:
-    frames = episodes.count_frames(episode)
-    qpos = episodes.read_qpos(episode, config.qpos_dim, frames)
+def read_episode(episode: Episode, config: Config) -> Content:
+    """What its files hold; see `episodes`."""
+    info = episodes.read_video(episode)
+    qpos = episodes.read_qpos(episode, config.qpos_dim, info.frames)
     instruction = episodes.read_text(pathlib.Path(episode.text_file))
     path = pathlib.Path(episode.embedding_file)
     texts = episodes.read_embeddings(path, config.text_dim)
-    return episodes.Content(frames, qpos, qpos, [instruction] * len(texts), texts, path)
-
-
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str]:
-    """One raw sample, see `episodes.cut`."""
-    content = _read(episode, config)
-    return episodes.cut(episode, content, condition, instruction, window, read_frames)
-
-
-def read_episode(episode: Episode, config: Config) -> dict:
-    """A whole episode, see `episodes.whole`."""
-    return episodes.whole(episode, _read(episode, config))
+    return episodes.content(episode, info, qpos, qpos, [instruction] * len(texts), texts, path)

@@ -10,7 +10,6 @@ from motus_jax.data.sources.ac_one import (
     VLM_FRAME,
     Episode,
     read_episode,
-    read_window,
     scan,
 )
 
@@ -22,7 +21,6 @@ __all__ = [
     "Config",
     "Episode",
     "read_episode",
-    "read_window",
     "scan",
 ]
 

@@ -20,11 +20,11 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 
-from motus_jax.data import episodes, folders, transforms, video
+from motus_jax.data import episodes, folders, transforms
+from motus_jax.data.content import Content
 from motus_jax.data.episodes import Episode
 from motus_jax.data.schema import BadEpisode
 
@@ -89,28 +89,30 @@ def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpis
         ]
     if not candidates:
         raise FileNotFoundError(f"{config.root} holds no videos/*.mp4; {_ADVICE}")
-    read = functools.partial(_read, config=config)
+    read = functools.partial(read_episode, config=config)
     usable, aside = episodes.open_all(candidates[: config.max_episodes], read, threads)
     return usable, [*incomplete, *aside]
 
 
-def _read(episode: Episode, config: Config) -> episodes.Content:
+def read_episode(episode: Episode, config: Config) -> Content:
+    """What its files hold, without a state; see `episodes`."""
     latents = _latents(episode, config.qpos_dim)
-    frames = len(latents) + 1
+    frames, info = len(latents) + 1, episodes.read_video(episode)
     if episode.num_frames and frames != episode.num_frames:
         path = episode.path("latent_action_dim14")
         raise BadEpisode(path, "the latent actions changed since the scan; restart")
-    if not episode.num_frames and (have := video.count_frames(episode.path("videos"))) < frames:
+    if info.frames < frames:
         raise BadEpisode(
             episode.path("latent_action_dim14"),
-            f"{len(latents)} latent actions need {frames} frames but the video has {have}; "
+            f"{len(latents)} latent actions need {frames} frames but the video has {info.frames}; "
             "extract them again",
         )
+    info = info._replace(frames=frames)
     path = episode.path("umt5_wan")
     texts = episodes.read_embeddings(path, config.text_dim)
     lines = episodes.read_lines(episode.path("metas"))
     instructions = [lines[min(i, len(lines) - 1)] for i in range(len(texts))]
-    return episodes.Content(frames, None, latents, instructions, texts, path)
+    return episodes.content(episode, info, None, latents, instructions, texts, path)
 
 
 def _latents(episode: Episode, dim: int) -> np.ndarray:
@@ -127,22 +129,3 @@ def _latents(episode: Episode, dim: int) -> np.ndarray:
     if not len(latents):
         raise BadEpisode(path, "there are 0 latent actions; extract them again")
     return latents
-
-
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample without state, see `episodes.cut`."""
-    content = _read(episode, config)
-    return episodes.cut(episode, content, condition, instruction, window, read_frames)
-
-
-def read_episode(episode: Episode, config: Config) -> dict:
-    """A whole episode without state, see `episodes.whole`."""
-    return episodes.whole(episode, _read(episode, config))

@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from motus_jax.data import episodes, folders, lerobot_meta, lerobot_table, lerobot_video, skip
+from motus_jax.data import episodes, folders, lerobot_meta, lerobot_table, lerobot_video
+from motus_jax.data.content import Content
 from motus_jax.data.lerobot_meta import Dataset, Entry
 from motus_jax.data.lerobot_table import Rows
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 NORMALIZATION = "min_max"
 VLM_FRAME = "resized"  # the VLM sees the condition frame as the video model does
@@ -184,8 +184,9 @@ def _open(
                 path, f"the video has {count} frames, episode {entry.index} needs {needed}"
             )
     instructions = set(_instructions(episode, rows))
-    embedded = _text(config, episode, rows, 0) is not None
-    if embedded and not rows.has_embeddings and len(instructions) > 1:
+    if rows.has_embeddings or episode.embedding is not None:
+        _text(config, episode, rows, 0)
+    if episode.embedding is not None and not rows.has_embeddings and len(instructions) > 1:
         raise BadEpisode(
             episode.embedding,
             f"there is one embedding for {len(instructions)} instructions; take t5_embedding_path "
@@ -215,61 +216,16 @@ def _instructions(episode: Episode, rows: Rows) -> list[str]:
     return [texts[index] for index in rows.task_index]
 
 
-def _text(config: Config, episode: Episode, rows: Rows, row: int) -> np.ndarray | None:
-    """Text embedding [L, D] of a row, or None if none is stored."""
+def _text(config: Config, episode: Episode, rows: Rows, row: int) -> np.ndarray:
+    """Text embedding [L, D] of a row."""
     if rows.has_embeddings:
         path = episode.data
         value = lerobot_table.read_embedding(path, episode.index, row, episode.embedding_shape)
-    elif episode.embedding is not None:
+    else:
         path = episode.embedding
         value = episodes.load(pathlib.Path(path))
         value = value[0] if isinstance(value, list | tuple) and value else value
-    else:
-        return None
     return lerobot_table.text_embedding(value, path, config.text_dim)
-
-
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample.
-
-    Args:
-      condition: index of the condition frame, in [0, window.conditions(episode.num_frames)).
-      instruction: index of the instruction, 0.
-      read_frames: `skip.no_frames` reads no picture; else not used: a reader of single files cannot
-        compose cameras, nor find an episode in an mp4 of many. Frames come decoded at their own
-        size.
-
-    Returns:
-      frames uint8 [1+F, h, w, 3], state float32 [S], actions float32 [K, A], action_valid bool [K],
-      text [L, D] in the file's precision or None, instruction str.
-
-    Raises:
-      BadEpisode: a file is missing or damaged, or changed since the scan.
-    """
-    if instruction:
-        raise BadEpisode(episode.data, f"there is one instruction, none of index {instruction}")
-    frames, actions, valid = window.indices(condition, episode.num_frames)
-    rows = _rows(config, episode)
-    if read_frames is skip.no_frames:
-        pictures = skip.no_frames(episode.data, frames, episode.num_frames)
-    else:
-        pictures = _composed(list(_cameras(episode).values()), config.compose, frames)
-    return {
-        "frames": pictures,
-        "state": rows.state[frames[0]],
-        "actions": rows.actions[actions],
-        "action_valid": valid,
-        "text": _text(config, episode, rows, int(frames[0])),
-        "instruction": _instructions(episode, rows)[frames[0]],
-    }
 
 
 def _cameras(episode: Episode) -> dict[str, Callable[..., np.ndarray]]:
@@ -287,12 +243,8 @@ def _composed(
     return lerobot_video.compose([camera(indices) for camera in cameras], how)
 
 
-def read_episode(episode: Episode, config: Config) -> dict:
-    """The whole episode: state and actions float32 [T, D], fps, instructions, texts, cameras.
-
-    `texts` has the embedding of each of the `instructions`, or is None; if there is more than one,
-    `instruction_index` int32 [T] says which holds at each frame. `cameras` maps 'composed', or
-    'head', 'left_wrist' and 'right_wrist', to functions of frame indices to uint8 [n, h, w, 3].
+def read_episode(episode: Episode, config: Config) -> Content:
+    """Its rows; cameras are 'composed', or 'head', 'left_wrist' and 'right_wrist'.
 
     Raises:
       BadEpisode: a file is missing or damaged.
@@ -302,15 +254,19 @@ def read_episode(episode: Episode, config: Config) -> dict:
         cameras = {"composed": functools.partial(_composed, list(cameras.values()), config.compose)}
     every = _instructions(episode, rows)
     instructions = list(dict.fromkeys(every))
-    texts = [_text(config, episode, rows, every.index(text)) for text in instructions]
-    content = {
-        "state": rows.state,
-        "actions": rows.actions,
-        "fps": episode.fps,
-        "instructions": instructions,
-        "texts": None if texts[0] is None else texts,
-        "cameras": cameras,
-    }
-    if len(instructions) > 1:
-        content["instruction_index"] = np.array([instructions.index(x) for x in every], np.int32)
-    return content
+
+    def text(_: int, frame: int) -> np.ndarray:
+        return _text(config, episode, rows, frame)
+
+    changes = len(instructions) > 1
+    return Content(
+        key=episode.key,
+        num_frames=episode.num_frames,
+        state=rows.state,
+        actions=rows.actions,
+        fps=episode.fps,
+        instructions=instructions,
+        text=text if rows.has_embeddings or episode.embedding is not None else None,
+        cameras=cameras,
+        instruction_at=np.array([instructions.index(x) for x in every], np.int32) if changes else None,
+    )

@@ -18,14 +18,14 @@ There are no text embeddings. Needs `pip install "motus_jax[rlds]"`.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from motus_jax.data import rlds_steps, skip
+from motus_jax.data import rlds_steps
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window, three_views
 
 NORMALIZATION = "min_max"
 VLM_FRAME = "resized"
@@ -138,7 +138,7 @@ def _arrays(
         "state": state,
         "actions": actions,
         "instructions": instructions,
-        "instruction_index": None if index_of is None else np.array(index_of, np.int32),
+        "instruction_at": None if index_of is None else np.array(index_of, np.int32),
     }
 
 
@@ -154,8 +154,8 @@ def _join(steps: list[dict], paths: tuple[str, ...]) -> np.ndarray:
     return np.stack([np.concatenate(row) for row in rows]).astype(np.float32)
 
 
-def read_episode(episode: Episode, config: Config) -> dict:
-    """The whole episode, see `shards.read_episode`; its stored pictures are kept in memory.
+def read_episode(episode: Episode, config: Config) -> Content:
+    """The whole episode, its stored pictures in memory; there are no embeddings.
 
     Raises:
       BadEpisode: it cannot be read.
@@ -163,15 +163,19 @@ def read_episode(episode: Episode, config: Config) -> dict:
     builder = rlds_steps.builder_of(config.root)
     names = rlds_steps.names_of(config, builder)
     steps = rlds_steps.read_one(config, names, episode.index)
-    data = _arrays(config, names, episode.index, steps)
     where = pathlib.Path(config.root, f"episode {episode.index}")
     cameras = {}
     for view, key in names.cameras.items():
         codes = [step["observation"][key] for step in steps]
         cameras[view] = functools.partial(_pictures, where, key, codes)
-    if data["instruction_index"] is None:
-        del data["instruction_index"]
-    return {**data, "fps": float(config.fps), "texts": None, "cameras": cameras}
+    return Content(
+        **_arrays(config, names, episode.index, steps),
+        key=episode.key,
+        num_frames=len(steps),
+        fps=float(config.fps),
+        text=None,
+        cameras=cameras,
+    )
 
 
 def _pictures(where, key: str, codes: list[bytes], indices: Sequence[int]) -> np.ndarray:
@@ -184,41 +188,3 @@ def _pictures(where, key: str, codes: list[bytes], indices: Sequence[int]) -> np
             raise BadEpisode(where, f"{key} of step {index} is not a picture")
         pictures.append(picture)
     return np.stack(pictures)
-
-
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample, at the price of a whole episode; convert to shards to train on many.
-
-    Args:
-      read_frames: `skip.no_frames` decodes no picture; else not used.
-
-    Raises:
-      BadEpisode: the episode cannot be read.
-    """
-    frames, actions, valid = window.indices(condition, episode.num_frames)
-    data = read_episode(episode, config)
-    if "instruction_index" in data:
-        instruction = int(data["instruction_index"][frames[0]])
-    if read_frames is skip.no_frames:
-        views = [skip.no_frames(config.root, frames, episode.num_frames)]
-    else:
-        views = [read(frames.tolist()) for read in data["cameras"].values()]
-    pictures = views[0]
-    if len(views) == 3:
-        pictures = np.stack([three_views(*x) for x in zip(*views, strict=True)])
-    return {
-        "frames": pictures,
-        "state": None if data["state"] is None else data["state"][frames[0]],
-        "actions": data["actions"][actions],
-        "action_valid": valid,
-        "text": None,
-        "instruction": data["instructions"][instruction],
-    }

@@ -6,8 +6,7 @@
                                      metas/<episode>.txt     one instruction per line
 
 `scan` opens every file once (no frame is decoded) and sets aside what cannot be used, with a
-reason; `read_window` cuts one sample. States and actions stay raw: the released weights
-expect radians.
+reason. States and actions stay raw: the released weights expect radians.
 
 Differs from the original: episodes come in a fixed natural order, a bad one is reported instead of
 being retried away, and `max_episodes` counts in every mode.
@@ -16,13 +15,11 @@ being retried away, and `max_episodes` counts in every mode.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from motus_jax.data import episodes, folders
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 NORMALIZATION = "none"
 VLM_FRAME = "resized"  # the VLM sees the condition frame as the video model does
@@ -72,7 +69,7 @@ def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpis
     ][: config.max_episodes]
     if not candidates:
         raise FileNotFoundError(f"{config.root} holds no videos/*.mp4 for {config}; {_ADVICE}")
-    return episodes.open_all(candidates, functools.partial(_read, config=config), threads)
+    return episodes.open_all(candidates, functools.partial(read_episode, config=config), threads)
 
 
 def _splits(config: Config) -> Sequence[str]:
@@ -126,9 +123,10 @@ def _episodes(config: Config, split: str, folder: pathlib.Path) -> list[str]:
     return names[: config.randomized_limit_per_task] if split == "randomized" else names
 
 
-def _read(episode: Episode, config: Config) -> episodes.Content:
-    frames = episodes.count_frames(episode)
-    qpos = episodes.read_qpos(episode, config.qpos_dim, frames)
+def read_episode(episode: Episode, config: Config) -> Content:
+    """What its files hold; see `episodes`."""
+    info = episodes.read_video(episode)
+    qpos = episodes.read_qpos(episode, config.qpos_dim, info.frames)
     instructions = episodes.read_lines(episode.path("metas"))
     path = episode.path("umt5_wan")
     texts = episodes.read_embeddings(path, config.text_dim)
@@ -138,23 +136,4 @@ def _read(episode: Episode, config: Config) -> episodes.Content:
             f"{len(texts)} embeddings for the {len(instructions)} instructions in metas; "
             "encode them again",
         )
-    return episodes.Content(frames, qpos, qpos, instructions, texts, path)
-
-
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str]:
-    """One raw sample, see `episodes.cut`."""
-    content = _read(episode, config)
-    return episodes.cut(episode, content, condition, instruction, window, read_frames)
-
-
-def read_episode(episode: Episode, config: Config) -> dict:
-    """A whole episode, see `episodes.whole`."""
-    return episodes.whole(episode, _read(episode, config))
+    return episodes.content(episode, info, qpos, qpos, instructions, texts, path)

@@ -25,15 +25,13 @@ import concurrent.futures
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
-
-from motus_jax.data import robotwin_file, skip
+from motus_jax.data import robotwin_file
+from motus_jax.data.content import Content
 from motus_jax.data.folders import natural
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources.robotwin import NORMALIZATION, UPSTREAM_DRAW, VLM_FRAME
-from motus_jax.data.transforms import Window, three_views
 
 __all__ = ["NORMALIZATION", "UPSTREAM_DRAW", "VLM_FRAME"]
 
@@ -160,44 +158,8 @@ def _split_and_task(path: pathlib.Path, new: bool) -> tuple[str, str]:
     return "randomized" if "random" in config.lower() else "clean", task or "task"
 
 
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample of the composed picture, without text embedding; see `robotwin`.
-
-    Args:
-      read_frames: `skip.no_frames` decodes no picture; else not used, they are single JPEG files.
-
-    Raises:
-      BadEpisode: the file is damaged or gone, or changed since the scan.
-    """
-    frames, actions, valid = window.indices(condition, episode.num_frames)
-    data = read_episode(episode, config)
-    if not instruction < len(data["instructions"]):
-        raise BadEpisode(episode.file, "the instructions changed since the scan; restart")
-    if read_frames is skip.no_frames:
-        composed = skip.no_frames(episode.file, frames, episode.num_frames)
-    else:
-        views = [read(frames.tolist()) for read in data["cameras"].values()]
-        composed = np.stack([three_views(*pictures) for pictures in zip(*views, strict=True)])
-    return {
-        "frames": composed,
-        "state": data["state"][frames[0]],
-        "actions": data["actions"][actions],
-        "action_valid": valid,
-        "text": None,
-        "instruction": data["instructions"][instruction],
-    }
-
-
-def read_episode(episode: Episode, config: Config) -> dict:
-    """The whole episode: state and actions (the same) float32 [T, n], fps, instructions, cameras.
+def read_episode(episode: Episode, config: Config) -> Content:
+    """What its file holds; state and actions are the same, and there are no embeddings.
 
     Raises:
       BadEpisode: the file is damaged or gone, or changed since the scan.
@@ -205,17 +167,16 @@ def read_episode(episode: Episode, config: Config) -> dict:
     path = pathlib.Path(episode.file)
     with robotwin_file.open_file(path) as file:
         joints = robotwin_file.checked_joints(path, file, episode.num_frames, config.qpos_dim)
-        instructions = robotwin_file.instructions_of(path, file, config.prefix)
-        fps = config.fps or robotwin_file.frame_rate(file)
-        cameras = robotwin_file.cameras(file)
-    return {
-        "state": joints,
-        "actions": joints,
-        "fps": fps,
-        "instructions": instructions,
-        "texts": None,
-        "cameras": {
-            name: functools.partial(robotwin_file.pictures, path, place, config.colors)
-            for name, place in cameras.items()
-        },
-    }
+        return Content(
+            key=episode.key,
+            num_frames=episode.num_frames,
+            state=joints,
+            actions=joints,
+            fps=config.fps or robotwin_file.frame_rate(file),
+            instructions=robotwin_file.instructions_of(path, file, config.prefix),
+            text=None,
+            cameras={
+                name: functools.partial(robotwin_file.pictures, path, place, config.colors)
+                for name, place in robotwin_file.cameras(file).items()
+            },
+        )

@@ -17,17 +17,17 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from motus_jax.data import records, skip
+from motus_jax.data import records
+from motus_jax.data.content import Content
 from motus_jax.data.folders import natural
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import Window
 
 FORMAT, VERSION = "motus_jax shards", 1
 _DTYPES = {  # of the safetensors that `data.tools.convert` writes
@@ -158,79 +158,24 @@ def read_index(path) -> dict:
         raise BadEpisode(path, "its last record is not an index; convert it again") from None
 
 
-def read_window(
-    episode: Episode,
-    condition: int,
-    instruction: int,
-    *,
-    window: Window,
-    config: Config,
-    read_frames: Callable[..., np.ndarray] | None = None,
-) -> dict[str, np.ndarray | str | None]:
-    """One raw sample.
-
-    Args:
-      condition: index of the condition frame, in [0, window.conditions(episode.num_frames)).
-      instruction: index of the instruction, in [0, episode.num_instructions).
-      window: index arithmetic of the kind `origin`.
-      read_frames: `skip.no_frames` reads no picture; else not used, a JPEG is decoded faster than
-        a cache is worth.
-
-    Returns:
-      frames uint8 [1+F, h, w, 3], state float32 [S] or None, actions float32 [K, A], action_valid
-      bool [K], text [L, D] in the stored precision or None, instruction str.
+def read_episode(episode: Episode, config: Config) -> Content:
+    """One record with the arrays; a text or a frame is another when it is asked for.
 
     Raises:
       BadEpisode: the file is damaged or gone, or holds other widths than the config.
     """
-    frames, actions, valid = window.indices(condition, episode.num_frames)
-    header = _arrays(episode, config, records.read(episode.file, [episode.first])[0])
-    if "instruction_index" in header:  # it changes within the episode
-        instruction = int(header["instruction_index"][frames[0]])
-    texts = [episode.first + 1 + instruction] if episode.num_texts else []
-    wanted = [] if read_frames is skip.no_frames else sorted(set(frames.tolist()))
-    numbers = [*texts, *(episode.frame(i) for i in wanted)]
-    found = records.read(episode.file, numbers) if numbers else []
-    text = _text(episode, config, found.pop(0)) if texts else None
-    pictures = {i: _decode(episode, i, jpeg) for i, jpeg in zip(wanted, found, strict=True)}
-    if wanted:
-        stacked = np.stack([pictures[i] for i in frames.tolist()])
-    else:
-        stacked = skip.no_frames(episode.file, frames, episode.num_frames)
-    return {
-        "frames": stacked,
-        "state": header["state"][frames[0]] if "state" in header else None,
-        "actions": header["actions"][actions],
-        "action_valid": valid,
-        "text": text,
-        "instruction": header["instructions"][instruction],
-    }
-
-
-def read_episode(episode: Episode, config: Config) -> dict:
-    """The whole episode; frames are decoded when `cameras['composed']` is called with indices.
-
-    Returns:
-      state float32 [T, S] or None, actions float32 [T or T-1, A], fps, instructions list of str,
-      instruction_index int32 [T] if the instruction changes within the episode, texts list of
-      [L, D] or None, cameras {'composed': indices -> uint8 [n, h, w, 3]}.
-
-    Raises:
-      BadEpisode: the file is damaged or gone, or holds other widths than the config.
-    """
-    wanted = range(episode.first, episode.first + 1 + episode.num_texts)
-    header, *texts = records.read(episode.file, wanted)
-    arrays = _arrays(episode, config, header)
-    changes = "instruction_index" in arrays
-    return {
-        "state": arrays.get("state"),
-        "actions": arrays["actions"],
-        "fps": episode.fps,
-        "instructions": arrays["instructions"],
-        **({"instruction_index": arrays["instruction_index"]} if changes else {}),
-        "texts": [_text(episode, config, text) for text in texts] or None,
-        "cameras": {"composed": functools.partial(_frames, episode)},
-    }
+    arrays = _arrays(episode, config, records.read(episode.file, [episode.first])[0])
+    return Content(
+        key=episode.key,
+        num_frames=episode.num_frames,
+        state=arrays.get("state"),
+        actions=arrays["actions"],
+        fps=episode.fps,
+        instructions=arrays["instructions"],
+        text=functools.partial(_text, episode, config) if episode.num_texts else None,
+        cameras={"composed": functools.partial(_frames, episode)},
+        instruction_at=arrays.get("instruction_index"),
+    )
 
 
 def _frames(episode: Episode, indices: Sequence[int]) -> np.ndarray:
@@ -254,7 +199,8 @@ def _arrays(episode: Episode, config: Config, record: bytes) -> dict:
     return {**arrays, "instructions": json.loads(arrays["instructions"].tobytes())}
 
 
-def _text(episode: Episode, config: Config, record: bytes) -> np.ndarray:
+def _text(episode: Episode, config: Config, i: int, frame: int) -> np.ndarray:
+    (record,) = records.read(episode.file, [episode.first + 1 + i])
     text = _tensors(episode, record)["text"]
     if text.shape[1] != config.text_dim:
         raise BadEpisode(

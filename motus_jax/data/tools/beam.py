@@ -105,7 +105,7 @@ def _measure(member: stats.Member) -> Measured:
         data = found.source.read_episode(episode, found.config)
     except BadEpisode as bad:
         return None, [(bad.path, bad.reason)]
-    return statistics.compute([data]), []
+    return statistics.compute([(data.state, data.actions)]), []
 
 
 class _Pool(beam.CombineFn):

@@ -6,11 +6,10 @@ import pathlib
 from collections import Counter
 from collections.abc import Iterator
 
+from motus_jax.data import verify
+from motus_jax.data.content import pictures
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.tools import compose
 from motus_jax.data.tools.detect import KINDS, Found, detect
-
-BLOCK = 64  # frames decoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +27,13 @@ class Report:
         return self.problem is None and not self.bad
 
 
-def check(path, kind=None, options=None, deep: bool = False, threads: int = 4) -> Report:
-    """Scans the dataset; reads the arrays of every episode, and with `deep` every frame.
+def check(
+    path, kind=None, options=None, deep: bool = False, threads: int = 4, verified: str | None = None
+) -> Report:
+    """Scans the dataset; reads the arrays and the first frame of every episode, or all with `deep`.
+
+    Args:
+      verified: file of the episodes known to be whole, see `data.verify`.
 
     Raises nothing for a dataset that is wrong: what is wrong is in the report.
     """
@@ -41,36 +45,34 @@ def check(path, kind=None, options=None, deep: bool = False, threads: int = 4) -
         episodes, bad = found.source.scan(found.config)
     except (FileNotFoundError, ValueError) as error:
         return Report(found, problem=str(error))
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(lambda e: _read(found, e, deep), episodes))
-    good = tuple(e for e, result in zip(episodes, results, strict=True) if result is None)
-    bad = (*bad, *(result for result in results if result is not None))
-    return Report(found, good, bad, warnings=tuple(_warnings(found, good)))
+    if deep:
+        good, damaged = verify.split(found.source, found.config, episodes, threads, verified)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            results = list(pool.map(lambda e: _glance(found, e), episodes))
+        good = [e for e, result in zip(episodes, results, strict=True) if result is None]
+        damaged = [result for result in results if result is not None]
+    return Report(found, tuple(good), (*bad, *damaged), warnings=tuple(_warnings(found, good)))
 
 
-def _read(found: Found, episode, deep: bool) -> BadEpisode | None:
+def _glance(found: Found, episode) -> BadEpisode | None:
     try:
-        data = found.source.read_episode(episode, found.config)
-        for start in range(0, episode.num_frames if deep else 1, BLOCK):
-            stop = min(start + BLOCK, episode.num_frames) if deep else 1
-            compose.pictures(data["cameras"], range(start, stop))
+        pictures(found.source.read_episode(episode, found.config), [0])
     except BadEpisode as bad:
         return bad
-    except ValueError as error:  # cameras that do not compose, or of different sizes
-        return BadEpisode(episode.key, str(error))
     return None
 
 
-def _warnings(found: Found, episodes: tuple) -> Iterator[str]:
+def _warnings(found: Found, episodes: list) -> Iterator[str]:
     if not episodes:
         return
     data = found.source.read_episode(episodes[0], found.config)
-    if data["texts"] is None:
+    if data.text is None:
         yield (
             "there are no text embeddings; compute them before training with "
             "`python -m motus_jax.precompute t5`"
         )
-    if data["state"] is None:
+    if data.state is None:
         yield "there are no states; only policies that take none can train on it"
     short = [e for e in episodes if e.num_frames < 49]
     if short:

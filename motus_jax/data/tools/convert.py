@@ -21,8 +21,11 @@ from types import ModuleType
 from typing import Any
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
+from motus_jax.data import content, transforms
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.tools.detect import Found
 
@@ -164,6 +167,13 @@ def convert_episode(job: Job) -> Outcome:
     except BadEpisode as bad:
         return Outcome(job.episode.key, bad=(bad.path, bad.reason))
     return Outcome(job.episode.key, frames)
+
+
+def frames(job: Job, data: Content) -> Iterator[np.ndarray]:
+    """Pictures uint8 [h, w, 3] of the episode, in the size that is wanted."""
+    for block in content.blocks(data):
+        for frame in block:
+            yield transforms.resize_with_padding(frame, *job.options.size) if job.options.size else frame
 
 
 def finish(jobs: list[Job], outcomes: list[Outcome]) -> list[Outcome]:

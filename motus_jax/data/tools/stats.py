@@ -45,10 +45,11 @@ def local(members: list[Member]) -> tuple[statistics.Statistics, list[BadEpisode
     """In this process, one episode in memory at a time."""
     aside: list[BadEpisode] = []
 
-    def read() -> Iterator[dict]:
+    def read() -> Iterator[tuple]:
         for found, episode in members:
             try:
-                yield found.source.read_episode(episode, found.config)
+                data = found.source.read_episode(episode, found.config)
+                yield data.state, data.actions
             except BadEpisode as bad:
                 aside.append(bad)
 

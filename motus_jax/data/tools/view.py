@@ -15,15 +15,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from motus_jax.data.content import Content, blocks, pictures
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.tools import compose
 from motus_jax.data.tools.detect import Found
 
 SHEET, COLUMNS = 16, 8  # frames on the sheet
 FILM_WIDTH = 640  # pixels
 FILM_HEIGHT = 480  # of the picture, at most; the curves come below
 GROUP = 7  # numbers in one panel: an arm and its gripper
-BLOCK = 64  # frames decoded at a time
 DPI = 100
 
 
@@ -44,8 +43,8 @@ def view(found: Found, key: str | None, out) -> list[pathlib.Path]:
     out.mkdir(parents=True, exist_ok=True)
     name = episode.key.replace("/", "_")
     sheet, film = out / f"{name}.png", out / f"{name}.mp4"
-    contact_sheet(data, episode, sheet)
-    write_film(data, episode, film)
+    contact_sheet(data, sheet)
+    write_film(data, film)
     return [sheet, film]
 
 
@@ -65,11 +64,11 @@ def _find(episodes: list, aside: list[BadEpisode], key: str | None, found: Found
     raise ValueError(f"no episode {key!r} in {found.config.root}; there are {known}")
 
 
-def contact_sheet(data: dict, episode, path: pathlib.Path) -> None:
+def contact_sheet(data: Content, path: pathlib.Path) -> None:
     """SHEET evenly spread frames with their numbers and times."""
-    count = min(SHEET, episode.num_frames)
-    indices = np.linspace(0, episode.num_frames - 1, count).round().astype(int)
-    frames = compose.pictures(data["cameras"], indices.tolist())
+    count = min(SHEET, data.num_frames)
+    indices = np.linspace(0, data.num_frames - 1, count).round().astype(int)
+    frames = pictures(data, indices.tolist())
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
     wide, high = 1.75, 1.75 * frames.shape[1] / frames.shape[2]  # inches of a frame
@@ -83,14 +82,14 @@ def contact_sheet(data: dict, episode, path: pathlib.Path) -> None:
         axis = figure.add_subplot(grid[n // columns, n % columns])
         axis.imshow(frame, interpolation="antialiased")
         axis.axis("off")
-        axis.set_title(f"{index}  ({index / data['fps']:.2f} s)", fontsize=7, pad=2)
-    text = _end(data["instructions"][0], 22 * columns)
+        axis.set_title(f"{index}  ({index / data.fps:.2f} s)", fontsize=7, pad=2)
+    text = _end(data.instructions[0], 22 * columns)
     figure.text(
         0.01,
         1 - 0.08 / figure.get_figheight(),
         va="top",
         fontsize=9,
-        s=(f"{episode.key}   {episode.num_frames} frames at {data['fps']:g} per second\n{text}"),
+        s=(f"{data.key}   {data.num_frames} frames at {data.fps:g} per second\n{text}"),
     )
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
@@ -103,23 +102,21 @@ def _end(text: str, length: int) -> str:
     return "... " + text[-length:].partition(" ")[2]
 
 
-def write_film(data: dict, episode, path: pathlib.Path) -> None:
+def write_film(data: Content, path: pathlib.Path) -> None:
     """The whole episode at its own rate, a marker running through the curves below."""
-    first = _fitted(compose.pictures(data["cameras"], [0]))[0]
-    curves, columns = draw_curves(data, episode.num_frames)
+    first = _fitted(pictures(data, [0]))[0]
+    curves, columns = draw_curves(data)
     size = (first.shape[0] + curves.shape[0], FILM_WIDTH)
     with av.open(str(path), "w") as container:
-        rate = fractions.Fraction(data["fps"]).limit_denominator(1001)
+        rate = fractions.Fraction(data.fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for start in range(0, episode.num_frames, BLOCK):
-            block = range(start, min(start + BLOCK, episode.num_frames))
-            frames = _fitted(compose.pictures(data["cameras"], block))
-            for t, picture in zip(block, frames, strict=True):
-                below = curves.copy()
-                below[:, columns[t] : columns[t] + 2] = (200, 30, 30)
-                image = np.concatenate([picture, below])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        frames = (picture for block in blocks(data) for picture in _fitted(block))
+        for column, picture in zip(columns, frames, strict=True):
+            below = curves.copy()
+            below[:, column : column + 2] = (200, 30, 30)
+            image = np.concatenate([picture, below])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -136,12 +133,12 @@ def _fitted(frames: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def draw_curves(data: dict, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_curves(data: Content) -> tuple[np.ndarray, np.ndarray]:
     """Curves uint8 [h, FILM_WIDTH, 3] of state (solid) and actions (dashed, if they differ).
 
     Also returns the pixel column of every frame, [T].
     """
-    state, actions = data["state"], data["actions"]
+    state, actions = data.state, data.actions
     same = state is not None and state.shape == actions.shape and np.array_equal(state, actions)
     series = [("actions", actions, "--")] if not same else []
     series = [("state", state, "-"), *series] if state is not None else [("actions", actions, "-")]
@@ -160,7 +157,7 @@ def draw_curves(data: dict, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
             for d in range(p * GROUP, min((p + 1) * GROUP, values.shape[1])):
                 label = f"{d}" if name == series[0][0] else None
                 axis.plot(values[:, d], style, color=f"C{d % GROUP}", linewidth=1, label=label)
-        axis.set_xlim(0, max(num_frames - 1, 1))
+        axis.set_xlim(0, max(data.num_frames - 1, 1))
         axis.tick_params(labelsize=6)
         axis.set_ylabel(", ".join(f"{n} ({style})" for n, _, style in series), fontsize=6)
         axis.legend(
@@ -172,7 +169,7 @@ def draw_curves(data: dict, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     )
     figure.canvas.draw()
     image = np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()
-    points = np.stack([np.arange(num_frames), np.zeros(num_frames)], axis=1)
+    points = np.stack([np.arange(data.num_frames), np.zeros(data.num_frames)], axis=1)
     columns = axes[-1, 0].transData.transform(points)[:, 0].round().astype(int)
     plt.close(figure)
     even = image[: image.shape[0] // 2 * 2, :FILM_WIDTH]

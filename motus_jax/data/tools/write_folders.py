@@ -10,12 +10,12 @@ import av
 import numpy as np
 
 from motus_jax import torch_file
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.tools import compose, convert
+from motus_jax.data.tools import convert
 
 FORMAT = "motus_jax folders"
 KINDS = {"qpos": ".pt", "metas": ".txt", "umt5_wan": ".pt", "videos": ".mp4"}  # videos come last
-BLOCK = 64  # frames in memory at a time
 
 
 def units(episodes: list, options) -> list[list]:
@@ -55,9 +55,9 @@ def kept(jobs: list) -> list | None:
     return [convert.Outcome(job.episode.key, job.episode.num_frames)]
 
 
-def write_episode(job, data: dict) -> int:
+def write_episode(job, data: Content) -> int:
     """Writes the files of an episode into a folder of parts; returns the number of frames."""
-    if "instruction_index" in data:
+    if data.instruction_at is not None:
         raise BadEpisode(
             job.episode.key,
             "its instruction changes within the episode, which this layout cannot say; use "
@@ -69,10 +69,10 @@ def write_episode(job, data: dict) -> int:
     temporary.mkdir(parents=True)
     try:
         torch_file.save(temporary / "qpos", joints)
-        lines = [" ".join(line.split()) for line in data["instructions"]]
+        lines = [" ".join(line.split()) for line in data.instructions]
         (temporary / "metas").write_text("\n".join(lines) + "\n", "utf-8")
-        if data["texts"] is not None:
-            torch_file.save(temporary / "umt5_wan", [np.asarray(x) for x in data["texts"]])
+        if data.texts is not None:
+            torch_file.save(temporary / "umt5_wan", [np.asarray(x) for x in data.texts])
         _write_video(job, data, temporary / "videos")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -81,9 +81,9 @@ def write_episode(job, data: dict) -> int:
     return job.episode.num_frames
 
 
-def _joints(job, data: dict) -> np.ndarray:
+def _joints(job, data: Content) -> np.ndarray:
     """The one series of joint positions [T, D] that this layout has."""
-    state, actions = data["state"], data["actions"]
+    state, actions = data.state, data.actions
     if job.options.joints is not None:
         joints = {"state": state, "actions": actions}[job.options.joints]
     elif state is not None and state.shape == actions.shape and np.array_equal(state, actions):
@@ -102,24 +102,19 @@ def _joints(job, data: dict) -> np.ndarray:
     return np.ascontiguousarray(joints, np.float32)
 
 
-def _write_video(job, data: dict, path: pathlib.Path) -> None:
+def _write_video(job, data: Content, path: pathlib.Path) -> None:
     """H.264 at the episode's rate; an odd row or column is cut off, the codec has none."""
-    rate = fractions.Fraction(data["fps"]).limit_denominator(1001)
+    rate = fractions.Fraction(data.fps).limit_denominator(1001)
     with av.open(str(path), "w", format="mp4") as container:
         options = {"crf": str(job.options.crf), "g": "15"}  # a key frame every 15: quick to seek
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
-        for start in range(0, job.episode.num_frames, BLOCK):
-            block = range(start, min(start + BLOCK, job.episode.num_frames))
-            try:
-                frames = compose.pictures(data["cameras"], block, job.options.size)
-            except ValueError as error:
-                raise BadEpisode(job.episode.key, str(error)) from None
-            frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-            stream.height, stream.width = frames.shape[1:3]
-            for frame in frames:
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                container.mux(stream.encode(picture))
+        for i, frame in enumerate(convert.frames(job, data)):
+            frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+            if i == 0:
+                stream.height, stream.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import shards
-from motus_jax.data.tools import compose, convert
+from motus_jax.data.tools import convert
 
 # One record, one chunk: the neighbours of a frame are not read with it. JPEG does not compress.
 _WRITER = "group_size:1,uncompressed"
-BLOCK = 64  # frames or records in memory at a time
+BLOCK = 64  # records in memory at a time
 
 
 def units(episodes: list, options) -> list[list]:
@@ -58,26 +59,20 @@ def kept(jobs: list) -> list | None:
     return good + [convert.Outcome("", bad=tuple(entry)) for entry in index["bad"]]
 
 
-def write_episode(job, data: dict) -> int:
+def write_episode(job, data: Content) -> int:
     """Writes the part of an episode unless it is there; returns the number of frames."""
     part = _part(job)
     if part.is_file():
         return job.episode.num_frames
-    header, texts = _header(job, data), data["texts"] or []
+    header, texts = _header(job, data), data.texts or []
     temporary = part.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         writer = ArrayRecordWriter(str(temporary), _WRITER)
         writer.write(safetensors.numpy.save(header))
         for text in texts:
             writer.write(safetensors.numpy.save({"text": np.ascontiguousarray(text)}))
-        for start in range(0, job.episode.num_frames, BLOCK):
-            block = range(start, min(start + BLOCK, job.episode.num_frames))
-            try:
-                frames = compose.pictures(data["cameras"], block, job.options.size)
-            except ValueError as error:
-                raise BadEpisode(job.episode.key, str(error)) from None
-            for frame in frames:
-                writer.write(_jpeg(frame, job.options.quality))
+        for frame in convert.frames(job, data):
+            writer.write(_jpeg(frame, job.options.quality))
         writer.write(json.dumps(_entry(job, data)).encode())
         writer.close()
         temporary.replace(part)
@@ -86,22 +81,22 @@ def write_episode(job, data: dict) -> int:
     return job.episode.num_frames
 
 
-def _header(job, data: dict) -> dict[str, np.ndarray]:
-    instructions = json.dumps(data["instructions"]).encode()
+def _header(job, data: Content) -> dict[str, np.ndarray]:
+    instructions = json.dumps(data.instructions).encode()
     header = {
-        "actions": np.ascontiguousarray(data["actions"], np.float32),
+        "actions": np.ascontiguousarray(data.actions, np.float32),
         "instructions": np.frombuffer(instructions, np.uint8),
     }
-    if "instruction_index" in data:
-        header["instruction_index"] = np.ascontiguousarray(data["instruction_index"], np.int32)
-    elif len(data["instructions"]) != job.episode.num_instructions:
+    if data.instruction_at is not None:
+        header["instruction_index"] = np.ascontiguousarray(data.instruction_at, np.int32)
+    elif len(data.instructions) != job.episode.num_instructions:
         raise BadEpisode(
             job.episode.key,
-            f"{len(data['instructions'])} instructions but num_instructions="
+            f"{len(data.instructions)} instructions but num_instructions="
             f"{job.episode.num_instructions}: it is not known which frames they belong to",
         )
-    if data["state"] is not None:
-        header["state"] = np.ascontiguousarray(data["state"], np.float32)
+    if data.state is not None:
+        header["state"] = np.ascontiguousarray(data.state, np.float32)
     if (width := header["actions"].shape[1]) != job.found.config.qpos_dim:
         raise BadEpisode(
             job.episode.key,
@@ -110,7 +105,7 @@ def _header(job, data: dict) -> dict[str, np.ndarray]:
     return header
 
 
-def _entry(job, data: dict) -> dict:
+def _entry(job, data: Content) -> dict:
     """Fields of `shards.Episode`; `first` is set when the shard is put together."""
     return {
         "key": job.episode.key,
@@ -118,8 +113,8 @@ def _entry(job, data: dict) -> dict:
         "id": job.episode.id,
         "num_frames": job.episode.num_frames,
         "num_instructions": job.episode.num_instructions,
-        "num_texts": len(data["texts"] or []),
-        "fps": data["fps"],
+        "num_texts": len(data.instructions) * (data.text is not None),
+        "fps": data.fps,
         "first": 0,
     }
 

@@ -1,0 +1,61 @@
+"""Frames of windows at a fixed size, with an optional memory of whole episodes."""
+
+import collections
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from motus_jax.data.content import Content, blocks, pictures
+from motus_jax.data.schema import BadEpisode
+
+BLOCK = 256  # frames decoded at a time: every block of a video starts at a key frame before it
+
+
+class FrameReader:
+    """With `cache_bytes`, an episode that fits is decoded and resized once, from first to last.
+
+    Its further windows are slices; the least recently used episodes are dropped. Every loader
+    process has its own memory.
+    """
+
+    def __init__(self, resize: Callable[[np.ndarray], np.ndarray], cache_bytes: int = 0):
+        self.resize, self.cache_bytes = resize, cache_bytes
+        self._episodes, self._used = collections.OrderedDict(), 0
+        self._damaged, self._lock = set(), threading.Lock()
+
+    def __reduce__(self):
+        return FrameReader, (self.resize, self.cache_bytes)
+
+    def __call__(self, content: Content, indices: Sequence[int]) -> np.ndarray:
+        """Frames uint8 [len(indices), H, W, 3], RGB.
+
+        Raises:
+          BadEpisode: one of them cannot be read.
+        """
+        with self._lock:
+            if content.key in self._episodes:
+                self._episodes.move_to_end(content.key)
+                return self._episodes[content.key][list(indices)]
+        if self.cache_bytes and content.key not in self._damaged:
+            first = self._fit(pictures(content, indices[:1]))
+            if first.nbytes * content.num_frames <= self.cache_bytes:
+                try:
+                    whole = np.concatenate([self._fit(block) for block in blocks(content, BLOCK)])
+                except BadEpisode:  # but other frames than these may be the damaged ones
+                    self._damaged.add(content.key)
+                else:
+                    self._keep(content.key, whole)
+                    return whole[list(indices)]
+        return self._fit(pictures(content, indices))
+
+    def _fit(self, frames: np.ndarray) -> np.ndarray:
+        return np.stack([self.resize(frame) for frame in frames])
+
+    def _keep(self, key: str, frames: np.ndarray) -> None:
+        with self._lock:
+            if key not in self._episodes:
+                self._episodes[key] = frames
+                self._used += frames.nbytes
+            while self._used > self.cache_bytes:
+                self._used -= self._episodes.popitem(last=False)[1].nbytes
