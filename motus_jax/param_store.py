@@ -5,16 +5,19 @@ The folder is the `params` item that Orbax writes and restores (`checkpoint.save
 which names them. Orbax itself can only save arrays that are in memory.
 """
 
+import hashlib
 import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
+_PIECE = 64 << 20  # bytes read at a time
 _CONCURRENCY = ts.Context({"data_copy_concurrency": {"limit": 2}, "file_io_concurrency": {"limit": 2}})
 
 
@@ -113,6 +116,29 @@ class Reader:
             return np.asarray(store.read().result())
         except ValueError as error:
             raise ParamStoreError(_damaged(self.folder, error)) from None
+
+    def digest(self, name: str) -> str:
+        """`digest` of the parameters of the network `name`, not held as a whole."""
+        return digest((path, self._pieces(path, stored)) for path, stored in self.shapes.items()
+                      if path.startswith(f"{name}/"))
+
+    def _pieces(self, path: str, stored: "Stored") -> Iterator[np.ndarray]:
+        if not stored.shape:
+            yield self.read(path)
+            return
+        rows = max(1, _PIECE // max(1, math.prod(stored.shape[1:]) * stored.dtype.itemsize))
+        for start in range(0, stored.shape[0], rows):
+            yield self.read(path, rows=(start, min(start + rows, stored.shape[0])))
+
+
+def digest(parameters: Iterable[tuple[str, Iterable[np.ndarray]]]) -> str:
+    """sha256 of paths and values, each value in pieces along its first axis."""
+    found = hashlib.sha256()
+    for path, pieces in parameters:
+        found.update(path.encode())
+        for piece in pieces:
+            found.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+    return found.hexdigest()
 
 
 class Stored:

@@ -24,6 +24,7 @@ from motus_jax import checkpoint, param_store, torch_file
 from motus_jax.config import ConfigError
 from motus_jax.data import cache, cache_fill, features, pipeline
 from motus_jax.inference import encoders
+from motus_jax.inference.text_encoder import TextEncoder
 from motus_jax.run_config import read_config, section
 
 KINDS = {command: name for name, command in cache.COMMANDS.items()}
@@ -56,7 +57,7 @@ def windows(values, name: str, batch_size: int, part: tuple[int, int], first: in
         return cache_fill.windows(data, name, writer, encode, batch_size, *part, first)
 
 
-def texts(values, encode: encoders.TextEncoder, batch_size: int, part: tuple[int, int]
+def texts(values, encode: TextEncoder, batch_size: int, part: tuple[int, int]
           ) -> cache_fill.Report:
     """Fills `text` for the datasets of a config's `values`; see `windows`."""
     _, _, _, data = read_config(values)
@@ -68,7 +69,7 @@ def texts(values, encode: encoders.TextEncoder, batch_size: int, part: tuple[int
         return cache_fill.texts(data, writer, encode, batch_size, *part)
 
 
-def instruction(text: str, encode: encoders.TextEncoder, out: str | None) -> None:
+def instruction(text: str, encode: TextEncoder, out: str | None) -> None:
     """Encodes one text into a `.pt` file, a tensor [L, D], as the original's script does."""
     if not out:
         raise ConfigError("--text needs --out, the .pt file to write")
@@ -84,14 +85,14 @@ def _folder(data, name: str) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def _text_encoder() -> encoders.TextEncoder:
+def _text_encoder() -> TextEncoder:
     folder = FLAGS.encoder
     if not folder and FLAGS.config is not None:
         folder = read_config(FLAGS.config)[3].cache.text_encoder
     if not folder:
         raise ConfigError("--encoder is missing; give the folder that `python -m convert umt5 --to jax` "
                           "wrote")
-    return encoders.TextEncoder(folder, FLAGS.tokenizer)
+    return TextEncoder(folder, FLAGS.tokenizer)
 
 
 def _part() -> tuple[int, int]:

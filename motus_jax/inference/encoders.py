@@ -1,6 +1,6 @@
-"""The frozen encoders by themselves: VAE, VLM and umT5, for feature caches and instruction files.
+"""VAE and VLM by themselves, for feature caches.
 
-VAE and VLM run through the functions that training calls on the same arrays, so a cached feature is
+They run through the functions that training calls on the same arrays, so a cached feature is
 what training would have computed: equal to the bit where the compiler treats the larger program alike,
 else within the rounding of the compute dtype. A feature is stored in that dtype, which loses nothing.
 
@@ -9,31 +9,26 @@ else within the rounding of the compute dtype. A feature is stored in that dtype
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import tokenizers
 from flax import nnx
 
 from motus_jax import checkpoint, param_store, sharding
-from motus_jax.config import ConfigError, parse, to_dict
+from motus_jax.config import ConfigError, to_dict
 from motus_jax.data import cache, features
 from motus_jax.data.settings import Config
 from motus_jax.models import params as params_lib
-from motus_jax.models import umt5
 from motus_jax.policies import motus
 from motus_jax.training.state import run_once
 
 _LOG = logging.getLogger(__name__)
 NETWORKS = {"latents": "vae", "vlm_features": "vlm"}  # cache -> network of the policy
-TEXT_LENGTH = 512  # tokens; the original pads to and cuts at this length
-_PIECE = 64 << 20  # bytes read at a time
 
 
 class Frozen(motus.Motus):
@@ -82,9 +77,9 @@ def identity(config: motus.Config, cache_name: str, init, seed: int) -> dict[str
     folder = source(init, name)
     if folder is None:
         values = random_weights(config, name, seed, sharding.make_mesh(sharding.MeshConfig(), jax.local_devices()))
-        digest = _hash((path, np.asarray(x)) for path, x in sorted(values.items()))
+        digest = param_store.digest((path, [np.asarray(x)]) for path, x in sorted(values.items()))
     else:
-        digest = hash_checkpoint(folder, name)
+        digest = param_store.Reader(folder / "params").digest(name)
     return {"sha256": digest, **numerics(config, cache_name)}
 
 
@@ -98,32 +93,6 @@ def numerics(config: motus.Config, cache_name: str) -> dict[str, Any]:
 
 def json_values(value) -> Any:
     return json.loads(json.dumps(to_dict(value)))
-
-
-def hash_checkpoint(folder: pathlib.Path, name: str) -> str:
-    """sha256 of the parameters of a network in a checkpoint, read a piece at a time."""
-    reader = param_store.Reader(pathlib.Path(folder) / "params")
-    return _hash((path, _pieces(reader, path, stored)) for path, stored in reader.shapes.items()
-                 if path.startswith(f"{name}/"))
-
-
-def _pieces(reader: param_store.Reader, path: str, stored: param_store.Stored) -> Iterator[np.ndarray]:
-    if not stored.shape:
-        yield reader.read(path)
-        return
-    rows = max(1, _PIECE // max(1, stored.nbytes // max(1, stored.shape[0])))
-    for start in range(0, stored.shape[0], rows):
-        yield reader.read(path, rows=(start, min(start + rows, stored.shape[0])))
-
-
-def _hash(parameters: Iterable[tuple[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for path, value in parameters:
-        pieces = [value] if isinstance(value, np.ndarray) else value
-        digest.update(path.encode())
-        for piece in pieces:
-            digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=4)  # drawing compiles; only small networks are left random
@@ -143,7 +112,8 @@ def _shardings(abstract: nnx.Module, mesh) -> dict:
     return {path: sharding.param_sharding(variable, mesh) for path, variable in variables.items()}
 
 
-def _like(abstract: nnx.Module, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def like(abstract: nnx.Module, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of the parameters of a network, as `load_params` takes them."""
     places = _shardings(abstract, mesh)
     return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[path])
             for path, x in params_lib.arrays(abstract).items()}
@@ -164,7 +134,7 @@ def encoder(config: motus.Config, cache_name: str, init, seed: int, compiler_opt
     if folder is None:
         values = random_weights(config, name, seed, mesh)
     else:
-        values, _ = checkpoint.load_params(folder, _like(abstract, mesh))
+        values, _ = checkpoint.load_params(folder, like(abstract, mesh))
     apply = motus.encode_video if cache_name == "latents" else motus.vlm_features
     dtype = config.vae_dtype if cache_name == "latents" else config.vlm_dtype
 
@@ -241,81 +211,9 @@ def check_caches(config, data: Config, init, seed: int) -> tuple[str, ...]:
     if data.cache.text:
         reader = cache.Reader(data.cache.text, "text", {})
         if data.cache.text_encoder:
-            found = hash_checkpoint(checkpoint.latest(data.cache.text_encoder), "t5")
-            reader.check("encoder", {**reader.facts["encoder"], "sha256": found})
+            stored = param_store.Reader(checkpoint.latest(data.cache.text_encoder) / "params")
+            reader.check("encoder", {**reader.facts["encoder"], "sha256": stored.digest("t5")})
         _LOG.info("data: text embeddings of data without them from the cache %s, %d entries, encoder %s%s",
                   data.cache.text, len(reader), reader.facts["encoder"]["sha256"][:12], "" if
                   data.cache.text_encoder else " (not compared, config.data.cache.text_encoder is not set)")
     return tuple(NETWORKS[name] for name in cached)
-
-
-class TextEncoder:
-    """umT5 of a checkpoint that `python -m convert umt5` wrote, with its tokenizer.
-
-    Args:
-      folder: of the checkpoint, with its config in the assets.
-      tokenizer: `tokenizer.json` or a folder with it; default: found in the checkpoint's folder.
-
-    Raises:
-      CheckpointError, ConfigError, FileNotFoundError: naming what is missing.
-    """
-
-    def __init__(self, folder: str | pathlib.Path, tokenizer: str | pathlib.Path | None = None):
-        self.folder = checkpoint.latest(folder)
-        self.tokenizer_path = _tokenizer_file(pathlib.Path(folder), tokenizer)
-        self.config = _text_config(self.folder)
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(self.tokenizer_path))
-        self.end = self.tokenizer.token_to_id("</s>")
-        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-        if self.end is None or size > self.config.vocab_size:
-            problem = "no token </s>" if self.end is None else (
-                f"{size} tokens, more than the {self.config.vocab_size} of the encoder")
-            raise ConfigError(f"{self.tokenizer_path} has {problem}; give the tokenizer of umT5")
-        stored = param_store.Reader(self.folder / "params").shapes
-        self.dtype = next(x.dtype for path, x in stored.items() if path.startswith("t5/"))
-        self._model = None
-
-    def identity(self) -> dict[str, Any]:
-        """What a cache says about its encoder; JSON values."""
-        return json_values({
-            "sha256": hash_checkpoint(self.folder, "t5"), "config": self.config,
-            "dtype": self.dtype.name, "length": TEXT_LENGTH,
-            "tokenizer": hashlib.sha256(self.tokenizer_path.read_bytes()).hexdigest()})
-
-    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """[L, D] of each text, the end token included, in the precision of the weights."""
-        ids = np.zeros((len(texts), TEXT_LENGTH), np.int32)
-        lengths = np.zeros(len(texts), np.int64)
-        for i, text in enumerate(texts):
-            words = self.tokenizer.encode(features.clean_text(text), add_special_tokens=False).ids
-            row = [*words[: TEXT_LENGTH - 1], self.end]
-            ids[i, : len(row)], lengths[i] = row, len(row)
-        return umt5.encode(self._load(), ids, np.arange(TEXT_LENGTH) < lengths[:, None])
-
-    def _load(self) -> umt5.UMT5:
-        if self._model is None:
-            mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
-            abstract = nnx.eval_shape(lambda: umt5.UMT5(self.config, nnx.Rngs(0), dtype=self.dtype))
-            like = {f"t5/{path}": x for path, x in _like(abstract, mesh).items()}
-            values, _ = checkpoint.load_params(self.folder, like)
-            values = {path.removeprefix("t5/"): x for path, x in values.items()}
-            self._model = params_lib.bind(abstract, values)
-        return self._model
-
-
-def _text_config(folder: pathlib.Path) -> umt5.Config:
-    section = (checkpoint.load_assets(folder).get("config") or {}).get("policy") or {}
-    if "t5" not in section:
-        raise ConfigError(f"{folder} is no umT5 checkpoint (its config has {', '.join(section)}); give what "
-                          "`python -m convert umt5 --to jax` wrote")
-    return parse(umt5.Config, section["t5"], "assets.config.policy.t5")
-
-
-def _tokenizer_file(folder: pathlib.Path, given: str | pathlib.Path | None) -> pathlib.Path:
-    places = [pathlib.Path(given)] if given else [folder / "google" / "umt5-xxl", folder]
-    for place in places:
-        path = place / "tokenizer.json" if place.is_dir() else place
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"there is no tokenizer.json in {', '.join(map(str, places))}; give "
-                            "--tokenizer, the file of google/umt5-xxl")

@@ -162,7 +162,7 @@ def test_the_versions_hold_the_same_numbers():
     for i in range(len(counts["v2.1"])):
         old, new = (episode_of(version, i) for version in VERSIONS)
         for key in ("state", "actions"):
-            np.testing.assert_array_equal(old[key], new[key])
+            np.testing.assert_array_equal(getattr(old, key), getattr(new, key))
         np.testing.assert_array_equal(old.actions[:-1], old.state[1:])
         assert old.fps == new.fps and old.instructions == new.instructions
         assert old.texts is None and new.texts is None
@@ -203,7 +203,7 @@ def test_rows_are_those_of_the_columns():
             table = lerobot_table.read(episode.data, lambda name: True).to_pylist()
             rows = [row for row in table if row["episode_index"] == episode.index]
             got = episode_of(version, i)
-            np.testing.assert_array_equal(got["actions"], np.float32([r["action"] for r in rows]))
+            np.testing.assert_array_equal(got.actions, np.float32([r["action"] for r in rows]))
             np.testing.assert_array_equal(
-                got["state"], np.float32([r["observation.state"] for r in rows])
+                got.state, np.float32([r["observation.state"] for r in rows])
             )

@@ -18,10 +18,11 @@ import tokenizers
 from flax import nnx
 
 from configs import quickstart
-from motus_jax import checkpoint, precompute, run_config, sharding, torch_file
+from motus_jax import checkpoint, param_store, precompute, run_config, sharding, torch_file
 from motus_jax.config import ConfigError, to_dict
 from motus_jax.data import cache, pipeline
 from motus_jax.inference import encoders
+from motus_jax.inference.text_encoder import TextEncoder
 from motus_jax.models import params, umt5
 from motus_jax.policies import motus
 from motus_jax.training.state import run_once
@@ -134,12 +135,25 @@ def test_one_instruction_to_a_file(text_encoder, tmp_path):
     """What the encoder makes of the cleaned words and the end token."""
     folder, model = text_encoder
     out = tmp_path / "instruction.pt"
-    encode = encoders.TextEncoder(folder)
+    encode = TextEncoder(folder)
     precompute.instruction("  pick up\tthe &amp;amp; cube", encode, str(out))
     ids = np.zeros((1, 512), np.int32)
     ids[0, :6] = 3, 4, 5, 7, 6, 1
     (want,) = umt5.encode(model, ids, np.arange(512)[None] < 6)
     np.testing.assert_allclose(torch_file.load(out), want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_identity_of_a_checkpoint_is_that_of_its_weights(text_encoder, tmp_path, monkeypatch):
+    """Read in pieces of one row, it is the hash of the arrays; one other number is another hash."""
+    folder, model = text_encoder
+    monkeypatch.setattr(param_store, "_PIECE", 1)
+    values = {f"t5/{path}": np.asarray(x) for path, x in params.arrays(model).items()}
+    found = TextEncoder(folder).identity()
+    assert found["sha256"] == param_store.digest((p, [x]) for p, x in sorted(values.items()))
+    assert json.loads(json.dumps(found)) == found
+    name = next(iter(values))
+    values[name] = values[name] + 1
+    assert found["sha256"] != param_store.digest((p, [x]) for p, x in sorted(values.items()))
 
 
 def test_the_command_says_what_is_missing(tmp_path):

@@ -1,0 +1,92 @@
+"""umT5 by itself: instructions to embeddings, for the text cache and for single files."""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+from flax import nnx
+
+from motus_jax import checkpoint, param_store, sharding
+from motus_jax.config import ConfigError, parse
+from motus_jax.data import features
+from motus_jax.inference.encoders import json_values, like
+from motus_jax.models import params as params_lib
+from motus_jax.models import umt5
+
+TEXT_LENGTH = 512  # tokens; the original pads to and cuts at this length
+
+
+class TextEncoder:
+    """umT5 of a checkpoint that `python -m convert umt5` wrote, with its tokenizer.
+
+    Args:
+      folder: of the checkpoint, with its config in the assets.
+      tokenizer: `tokenizer.json` or a folder with it; default: found in the checkpoint's folder.
+
+    Raises:
+      CheckpointError, ConfigError, FileNotFoundError: naming what is missing.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, tokenizer: str | pathlib.Path | None = None):
+        self.folder = checkpoint.latest(folder)
+        self.tokenizer_path = _tokenizer_file(pathlib.Path(folder), tokenizer)
+        self.config = _text_config(self.folder)
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(self.tokenizer_path))
+        self.end = self.tokenizer.token_to_id("</s>")
+        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        if self.end is None or size > self.config.vocab_size:
+            problem = "no token </s>" if self.end is None else (
+                f"{size} tokens, more than the {self.config.vocab_size} of the encoder")
+            raise ConfigError(f"{self.tokenizer_path} has {problem}; give the tokenizer of umT5")
+        stored = param_store.Reader(self.folder / "params").shapes
+        self.dtype = next(x.dtype for path, x in stored.items() if path.startswith("t5/"))
+        self._model = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a cache says about its encoder; JSON values."""
+        return json_values({
+            "sha256": param_store.Reader(self.folder / "params").digest("t5"), "config": self.config,
+            "dtype": self.dtype.name, "length": TEXT_LENGTH,
+            "tokenizer": hashlib.sha256(self.tokenizer_path.read_bytes()).hexdigest()})
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[L, D] of each text, the end token included, in the precision of the weights."""
+        ids = np.zeros((len(texts), TEXT_LENGTH), np.int32)
+        lengths = np.zeros(len(texts), np.int64)
+        for i, text in enumerate(texts):
+            words = self.tokenizer.encode(features.clean_text(text), add_special_tokens=False).ids
+            row = [*words[: TEXT_LENGTH - 1], self.end]
+            ids[i, : len(row)], lengths[i] = row, len(row)
+        return umt5.encode(self._load(), ids, np.arange(TEXT_LENGTH) < lengths[:, None])
+
+    def _load(self) -> umt5.UMT5:
+        if self._model is None:
+            mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
+            abstract = nnx.eval_shape(lambda: umt5.UMT5(self.config, nnx.Rngs(0), dtype=self.dtype))
+            wanted = {f"t5/{path}": x for path, x in like(abstract, mesh).items()}
+            values, _ = checkpoint.load_params(self.folder, wanted)
+            values = {path.removeprefix("t5/"): x for path, x in values.items()}
+            self._model = params_lib.bind(abstract, values)
+        return self._model
+
+
+def _text_config(folder: pathlib.Path) -> umt5.Config:
+    section = (checkpoint.load_assets(folder).get("config") or {}).get("policy") or {}
+    if "t5" not in section:
+        raise ConfigError(f"{folder} is no umT5 checkpoint (its config has {', '.join(section)}); give what "
+                          "`python -m convert umt5 --to jax` wrote")
+    return parse(umt5.Config, section["t5"], "assets.config.policy.t5")
+
+
+def _tokenizer_file(folder: pathlib.Path, given: str | pathlib.Path | None) -> pathlib.Path:
+    places = [pathlib.Path(given)] if given else [folder / "google" / "umt5-xxl", folder]
+    for place in places:
+        path = place / "tokenizer.json" if place.is_dir() else place
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"there is no tokenizer.json in {', '.join(map(str, places))}; give "
+                            "--tokenizer, the file of google/umt5-xxl")
