@@ -156,7 +156,7 @@ def _view(args, options) -> int:
 
 
 def _convert(args, options) -> int:
-    from motus_jax.data.tools import convert, detect, info
+    from motus_jax.data.tools import convert, detect
 
     wanted = convert.Options(
         to=args.to,
@@ -180,12 +180,22 @@ def _convert(args, options) -> int:
     print(f"{result.dst}: {result.episodes} episodes, {result.frames} frames{kept}")
     if result.episodes and not wanted.writer.has_texts(pathlib.Path(result.dst)):
         print("It has no text embeddings, which training needs: python -m motus_jax.precompute t5")
-    if result.episodes and info.normalization(detect.detect(result.dst)) != "none":
-        print(
-            "Its numbers are normalized by default, which needs their statistics: "
-            f"python -m motus_jax.dataset stats {result.dst}"
-        )
+    if result.episodes:
+        _write_statistics([detect.detect(result.dst)], args, pathlib.Path(result.dst))
     return _list_bad(result.bad)
+
+
+def _write_statistics(datasets, args, folder: pathlib.Path) -> None:
+    """Of a conversion, into its folder; reads no pictures."""
+    from motus_jax.data import statistics
+    from motus_jax.data.tools import stats
+
+    entries, _ = stats.compute(datasets, None, _statistics_runner(args, folder))
+    statistics.save(folder / statistics.FILE, entries)
+    for name, entry in entries.items():
+        for warning in statistics.warnings(entry):
+            print(f"warning: {name}: {warning}")
+    print(f"wrote {folder / statistics.FILE}")
 
 
 def _convert_runner(args):
@@ -202,7 +212,7 @@ def _statistics_runner(args, scratch: pathlib.Path):
     from motus_jax.data.tools import stats
 
     if args.runner == "local":
-        return stats.local
+        return stats.local(args.workers)
     from motus_jax.data.tools import beam
 
     return beam.statistics_runner(args.workers, args.beam, scratch)

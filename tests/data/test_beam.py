@@ -65,7 +65,7 @@ def test_statistics_are_the_same(source, tmp_path):
     (source / "clean/box/qpos/0.pt").write_bytes(b"")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    runners = stats.local, beam.statistics_runner(2, "", scratch)
+    runners = stats.local(0), beam.statistics_runner(2, "", scratch)
     (one, bad), (other, same_bad) = (stats.compute([detect(source)], None, r) for r in runners)
     assert [b.path for b in bad] == [b.path for b in same_bad]
     for part in ("state", "actions"):
@@ -82,5 +82,6 @@ def test_the_command(source, tmp_path):
     assert len(json.loads((tmp_path / "out/report.json").read_text())["bad"]) == 1
     out = tmp_path / "statistics.json"
     assert dataset.main(["stats", str(tmp_path / "out"), "--out", str(out), "--runner", "beam"]) == 1
+    assert out.read_text() == (tmp_path / "out/statistics.json").read_text()
     assert not (tmp_path / "out" / convert.PARTS).exists()
     assert statistics.load(out).actions.count == 21 + 9 + 15

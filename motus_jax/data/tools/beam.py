@@ -73,7 +73,7 @@ def statistics_runner(workers: int, options: str, scratch: pathlib.Path) -> stat
       scratch: an existing folder that all machines see.
     """
 
-    def run(members: list[stats.Member]) -> tuple[statistics.Statistics, list[BadEpisode]]:
+    def run(members: list[stats.Member]) -> stats.Measured:
         path = pathlib.Path(scratch).resolve() / f".{uuid.uuid4().hex}.json"
         try:
             with beam.Pipeline(options=_options(workers, options)) as pipeline:
@@ -81,7 +81,7 @@ def statistics_runner(workers: int, options: str, scratch: pathlib.Path) -> stat
                     pipeline
                     | "Episodes" >> beam.Create(members)
                     | "Spread" >> beam.Reshuffle()
-                    | "Measure" >> beam.Map(_measure)
+                    | "Measure" >> beam.Map(lambda member: stats.measure([member]))
                     | "Pool" >> beam.CombineGlobally(_Pool())
                     | "Save" >> beam.Map(_save, path)
                 )
@@ -89,45 +89,31 @@ def statistics_runner(workers: int, options: str, scratch: pathlib.Path) -> stat
         finally:
             path.unlink(missing_ok=True)
         aside = [BadEpisode(*bad) for bad in found["bad"]]
-        if found["statistics"] is None:
-            raise ValueError(f"none of {len(aside)} episodes can be read; run `check`")
-        return statistics.from_json(found["statistics"]), aside
+        values = found["statistics"]
+        return None if values is None else statistics.from_json(values), aside
 
     return run
 
 
-Measured = tuple[statistics.Statistics | None, list[tuple[str, str]]]  # and the bad episodes
-
-
-def _measure(member: stats.Member) -> Measured:
-    found, episode = member
-    try:
-        data = found.source.read_episode(episode, found.config)
-    except BadEpisode as bad:
-        return None, [(bad.path, bad.reason)]
-    return statistics.compute([(data.state, data.actions)]), []
-
-
 class _Pool(beam.CombineFn):
-    def create_accumulator(self) -> Measured:
+    def create_accumulator(self) -> stats.Measured:
         return None, []
 
-    def add_input(self, accumulator: Measured, element: Measured) -> Measured:
-        return self.merge_accumulators([accumulator, element])
+    def add_input(self, accumulator: stats.Measured, element: stats.Measured) -> stats.Measured:
+        return stats.merge([accumulator, element])
 
-    def merge_accumulators(self, accumulators: Iterable[Measured]) -> Measured:
-        parts, bad = zip(*accumulators, strict=True)
-        full = [part for part in parts if part is not None]
-        return statistics.merge(full) if full else None, [entry for list_ in bad for entry in list_]
+    def merge_accumulators(self, accumulators: Iterable[stats.Measured]) -> stats.Measured:
+        return stats.merge(accumulators)
 
-    def extract_output(self, accumulator: Measured) -> Measured:
+    def extract_output(self, accumulator: stats.Measured) -> stats.Measured:
         return accumulator
 
 
-def _save(measured: Measured, path: pathlib.Path) -> None:
+def _save(measured: stats.Measured, path: pathlib.Path) -> None:
     found, bad = measured
     values = None if found is None else statistics.to_json(found)
-    convert.write_json(path, {"statistics": values, "bad": sorted(bad)})
+    listed = sorted((b.path, b.reason) for b in bad)
+    convert.write_json(path, {"statistics": values, "bad": listed})
 
 
 def _options(workers: int, options: str) -> PipelineOptions:

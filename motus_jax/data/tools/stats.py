@@ -1,13 +1,20 @@
 """`stats`: statistics of states and actions, pooled over datasets, with what to look at."""
 
-from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
+import itertools
+import math
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from tqdm import tqdm
 
 from motus_jax.data import statistics
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.tools.detect import Found
 
 Member = tuple[Found, object]  # a dataset and one of its episodes
-Runner = Callable[[list[Member]], tuple[statistics.Statistics, list[BadEpisode]]]
+Measured = tuple[statistics.Statistics | None, list[BadEpisode]]  # None: nothing can be read
+Runner = Callable[[list[Member]], Measured]
 
 
 def compute(
@@ -36,24 +43,54 @@ def compute(
         raise ValueError("there is no episode to compute statistics of; run `check` on the dataset")
     entries = {}
     for name, members in groups.items():
-        entries[name], bad = run(members)
+        entry, bad = run(members)
+        if entry is None:
+            raise ValueError(f"{name}: none of {len(bad)} episodes can be read; run `check`")
+        entries[name] = entry
         aside += bad
     return entries, aside
 
 
-def local(members: list[Member]) -> tuple[statistics.Statistics, list[BadEpisode]]:
-    """In this process, one episode in memory at a time."""
+def local(workers: int) -> Runner:
+    """In `workers` processes; 0 works in this one."""
+
+    def run(members: list[Member]) -> Measured:
+        if workers:
+            step = math.ceil(len(members) / (4 * workers))
+            chunks = [members[i : i + step] for i in range(0, len(members), step)]
+            context = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+                parts = list(tqdm(pool.map(measure, chunks), total=len(chunks), disable=None))
+        else:
+            parts = [measure(members)]
+        return merge(parts)
+
+    return run
+
+
+def measure(members: Iterable[Member]) -> Measured:
+    """Statistics of the episodes that can be read, and the others."""
     aside: list[BadEpisode] = []
 
     def read() -> Iterator[tuple]:
         for found, episode in members:
             try:
                 data = found.source.read_episode(episode, found.config)
-                yield data.state, data.actions
             except BadEpisode as bad:
                 aside.append(bad)
+            else:
+                yield data.state, data.actions
 
-    return statistics.compute(read()), aside
+    episodes = read()
+    first = next(episodes, None)
+    return None if first is None else statistics.compute(itertools.chain([first], episodes)), aside
+
+
+def merge(parts: Iterable[Measured]) -> Measured:
+    """Statistics of all parts together."""
+    found, bad = zip(*parts, strict=True)
+    full = [part for part in found if part is not None]
+    return statistics.merge(full) if full else None, [entry for some in bad for entry in some]
 
 
 def lines(entries: dict[str, statistics.Statistics]) -> Iterator[str]:
