@@ -180,13 +180,13 @@ def _convert(args, options) -> int:
     print(f"{result.dst}: {result.episodes} episodes, {result.frames} frames{kept}")
     if result.episodes and not wanted.writer.has_texts(pathlib.Path(result.dst)):
         print("It has no text embeddings, which training needs: python -m motus_jax.precompute t5")
-    if result.episodes:
+    if result.episodes and args.to == "shards":
         _write_statistics([detect.detect(result.dst)], args, pathlib.Path(result.dst))
     return _list_bad(result.bad)
 
 
 def _write_statistics(datasets, args, folder: pathlib.Path) -> None:
-    """Of a conversion, into its folder; reads no pictures."""
+    """Of shards, into their folder; reads no pictures."""
     from motus_jax.data import statistics
     from motus_jax.data.tools import stats
 

@@ -51,13 +51,7 @@ def key(*facts) -> bytes:
 
 def episode_facts(kind: str, episode) -> list:
     """What identifies an episode wherever its files are: key, length, and its files' content."""
-    if hasattr(episode, "path"):
-        paths = [episode.path("videos")]
-    elif hasattr(episode, "videos"):
-        paths = [path for path, _ in episode.videos]
-    else:
-        paths = [episode.file] if hasattr(episode, "file") else []
-    files = [_file_facts(str(path)) for path in paths]
+    files = [_file_facts(path) for path in episode.files]
     return [kind, episode.key, episode.num_frames, getattr(episode, "first", 0), *files]
 
 

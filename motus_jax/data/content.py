@@ -7,7 +7,8 @@ A source is a module of `data.sources` with
     read_episode(episode, config)  its `Content`; cheap, pictures and texts are read when asked for
     NORMALIZATION, VLM_FRAME, UPSTREAM_DRAW, and `Window` where it is not that of `transforms`
 
-and its episodes have key, task, id, num_frames, num_instructions.
+and its episodes have key, task, id, num_frames, num_instructions, and `files`, those whose content
+identifies them.
 
 Letters: T frames, S state width, A action width, L text length, D text width, F target frames,
 K actions of a window.

@@ -37,6 +37,11 @@ class Episode:
     def key(self) -> str:
         return f"{self.task}/{self.id}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Which identify it."""
+        return (str(self.path("videos")),)
+
     def path(self, kind: str) -> pathlib.Path:
         """Path of its file in the folder `kind`."""
         return pathlib.Path(self.folder, kind, self.id + SUFFIX[kind])

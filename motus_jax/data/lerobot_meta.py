@@ -29,7 +29,8 @@ _OTHER = ("observation.images.main", "observation.image", "image")
 class Dataset:
     """One dataset: `folder` and what its info.json says.
 
-    `cameras` are either three video keys (head, left wrist, right wrist) or one (composed already).
+    `cameras` are either three keys (head, left wrist, right wrist) or one (composed already), all of
+    videos or all of `images` in the rows.
     """
 
     folder: pathlib.Path
@@ -40,6 +41,10 @@ class Dataset:
     video_path: str
     features: dict[str, dict]
     cameras: tuple[str, ...]
+
+    @property
+    def images(self) -> bool:
+        return self.features[self.cameras[0]]["dtype"] == "image"
 
     def place(self, template: str, **fields: int | str) -> pathlib.Path:
         """Path of `template`, filled in. Raises ValueError if it leaves the folder."""
@@ -64,7 +69,7 @@ class Entry:
     length: int
     tasks: tuple[str, ...]
     data: str  # path of the parquet file
-    videos: tuple[tuple[str, float], ...]  # per camera, path of the mp4 and seconds to its start
+    videos: tuple[tuple[str, float], ...]  # per camera, path of the mp4 and seconds to its start; or ()
     embedding: str | None  # path of the text embedding
 
 
@@ -115,7 +120,7 @@ def load(folder: pathlib.Path, cameras: tuple[str, ...] = ()) -> Dataset:
         fps=float(fps),
         chunks_size=chunks_size,
         data_path=get("data_path", str),
-        video_path=get("video_path", str),
+        video_path=info.get("video_path") or "",
         features=features,
         cameras=_cameras(path, features, cameras),
     )
@@ -144,7 +149,7 @@ def _json(text: str, path) -> dict:
 
 
 def _cameras(path, features: dict, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Keys of the video features to use: one composed already, or head, left and right wrist."""
+    """Keys of the cameras to use: one composed already, or head, left and right wrist."""
     if isinstance(wanted, str) or len(wanted) not in (0, 1, 3):
         raise ValueError(
             f"cameras={wanted!r} must be (), one composed camera or (head, left wrist, right wrist)"
@@ -153,17 +158,16 @@ def _cameras(path, features: dict, wanted: tuple[str, ...]) -> tuple[str, ...]:
     choices = [wanted] if wanted else [_ONE, _THREE, *((key,) for key in _OTHER), visual[:1]]
     for keys in choices:
         if keys and set(keys) <= set(visual):
-            stored = [key for key in keys if features[key]["dtype"] == "image"]
-            if stored:
+            if len({features[key]["dtype"] for key in keys}) > 1:
                 raise ValueError(
-                    f"{path}: camera {stored[0]!r} is stored as single images, only video can be "
-                    "read; encode it with the scripts of lerobot"
+                    f"{path}: of the cameras {', '.join(keys)} some are video and some single images; "
+                    "encode all as video with the scripts of lerobot"
                 )
             return tuple(keys)
     if wanted:
         raise ValueError(f"{path}: cameras={wanted!r} are not all among its cameras {visual}")
     raise ValueError(
-        f"{path}: the dataset has no camera; there must be one composed video or three"
+        f"{path}: the dataset has no camera; there must be one with all views, or three"
     )
 
 
@@ -217,17 +221,16 @@ def _entry(dataset: Dataset, row: dict) -> Entry:
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise TypeError(f"'tasks' is {tasks!r}, expected a list of texts")
     fields = {"episode_index": index, "episode_chunk": index // dataset.chunks_size}
-    videos = []
+    data = fields | _file(row, "data") if dataset.version == 3 else fields
+    videos, cameras = [], () if dataset.images else dataset.cameras
     if dataset.version == 3:
-        data = fields | _file(row, "data")
-        for key in dataset.cameras:
+        for key in cameras:
             start = row[f"videos/{key}/from_timestamp"]
             if not isinstance(start, int | float) or not 0 <= start < math.inf:
                 raise TypeError(f"'videos/{key}/from_timestamp' is {start!r}, expected seconds")
             videos.append((key, fields | _file(row, f"videos/{key}"), float(start)))
     else:
-        data = fields
-        videos = [(key, fields, 0.0) for key in dataset.cameras]
+        videos = [(key, fields, 0.0) for key in cameras]
     embedding = row.get("t5_embedding_path")
     if embedding is not None:
         embedding = str(below(dataset.folder, str(embedding), "meta/episodes.jsonl"))

@@ -7,9 +7,9 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
+from motus_jax.data import images
 from motus_jax.data.schema import BadEpisode
 
 COLORS = ("exchanged", "as_stored")
@@ -141,16 +141,12 @@ def _parse(path: pathlib.Path, raw: bytes | str):
 
 def pictures(path: pathlib.Path, place: str, colors: str, indices: Sequence[int]) -> np.ndarray:
     """RGB uint8 [n, h, w, 3] of one camera."""
-    flag = cv2.IMREAD_COLOR if colors == "exchanged" else cv2.IMREAD_COLOR_RGB
     pictures = []
     with open_file(path) as file:
         for index in map(int, indices):
             try:
-                code = np.frombuffer(bytes(file[place][index]), np.uint8)
+                code = bytes(file[place][index])
             except (OSError, KeyError, IndexError, ValueError) as error:
                 raise BadEpisode(path, f"{place} {index} cannot be read ({error})") from None
-            picture = cv2.imdecode(code, flag) if code.size else None
-            if picture is None:
-                raise BadEpisode(path, f"{place} {index} is not a picture")
-            pictures.append(picture)
+            pictures.append(images.decode(code, path, f"{place} {index}", bgr=colors == "exchanged"))
     return np.stack(pictures)

@@ -34,6 +34,7 @@ class Episode:
     id: str
     num_frames: int
     num_instructions: int
+    files = ()
 
 
 def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpisode]]:

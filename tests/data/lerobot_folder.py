@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import av
+import cv2
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -36,10 +37,14 @@ def state(episode: int, frames: int) -> np.ndarray:
     return rng.standard_normal((frames, DIM)).astype(np.float32)
 
 
-def rows(episode: int, frames: int) -> dict:
-    """The columns of an episode."""
+def rows(episode: int, frames: int, images: bool = False) -> dict:
+    """The columns of an episode, with `images` also the cameras, as the package stores pictures."""
     joints = state(episode, frames + 1)
-    return {
+    cameras = {
+        key: [{"bytes": png(picture(episode, t, *size)), "path": f"{t}.png"} for t in range(frames)]
+        for key, size in zip(KEYS, SIZES.values(), strict=True)
+    }
+    return (cameras if images else {}) | {
         "observation.state": list(joints[:-1]),
         "action": list(joints[1:]),
         "timestamp": (np.arange(frames) / FPS).astype(np.float32),
@@ -63,6 +68,10 @@ def picture(episode: int, index: int, height: int, width: int) -> np.ndarray:
     image[: height // 2, : STEP * index + STEP] = 255
     image[height // 2 :, : 8 * (episode + 1)] = 255
     return image
+
+
+def png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def write_video(path, episodes: dict[int, int], size, fps: int = FPS, **options: str) -> None:
@@ -89,22 +98,24 @@ def which(frames: np.ndarray) -> tuple[list[int], list[int]]:
     return index.tolist(), episode.tolist()
 
 
-def features() -> dict:
+def features(images: bool = False) -> dict:
     vectors = {n: {"dtype": "float32", "shape": [DIM]} for n in ("observation.state", "action")}
     videos = {
-        key: {"dtype": "video", "shape": [*size, 3]}
+        key: {"dtype": "image" if images else "video", "shape": [*size, 3]}
         for key, size in zip(KEYS, SIZES.values(), strict=True)
     }
     return vectors | videos
 
 
-def write_v2(root: pathlib.Path, lengths: list[int], embeddings: bool = True) -> pathlib.Path:
+def write_v2(
+    root: pathlib.Path, lengths: list[int], embeddings: bool = True, images: bool = False
+) -> pathlib.Path:
     """A v2.1 dataset with an episode of each length."""
     lines = []
     for i, frames in enumerate(lengths):
         name = f"episode_{i:06d}"
-        write_rows(root / f"data/chunk-000/{name}.parquet", rows(i, frames))
-        for key, size in zip(KEYS, SIZES.values(), strict=True):
+        write_rows(root / f"data/chunk-000/{name}.parquet", rows(i, frames, images))
+        for key, size in [] if images else zip(KEYS, SIZES.values(), strict=True):
             write_video(root / f"videos/chunk-000/{key}/{name}.mp4", {i: frames}, size)
         lines.append({"episode_index": i, "tasks": [TASKS[task_of(i)]], "length": frames})
         if embeddings:
@@ -114,8 +125,9 @@ def write_v2(root: pathlib.Path, lengths: list[int], embeddings: bool = True) ->
     write_meta(
         root,
         "v2.1",
+        images,
         data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        video_path=None if images else "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     )
     write_lines(root / "meta/episodes.jsonl", lines)
     write_lines(
@@ -124,18 +136,19 @@ def write_v2(root: pathlib.Path, lengths: list[int], embeddings: bool = True) ->
     return root
 
 
-def write_v3(root: pathlib.Path, lengths: list[int]) -> pathlib.Path:
+def write_v3(root: pathlib.Path, lengths: list[int], images: bool = False) -> pathlib.Path:
     """A v3.0 dataset of three episodes of these lengths, which share files by LAYOUT."""
     episodes = [
         {"episode_index": i, "tasks": [TASKS[task_of(i)]], "length": n, "stats/x/min": [0.0]}
         for i, n in enumerate(lengths)
     ]
-    for kind, files in LAYOUT.items():
+    layout = {"data": LAYOUT["data"]} if images else LAYOUT
+    for kind, files in layout.items():
         for number, members in enumerate(files):
             name = f"chunk-000/file-{number:03d}"
             if kind == "data":
                 path = root / f"data/{name}.parquet"
-                write_rows(path, *(rows(i, lengths[i]) for i in members))
+                write_rows(path, *(rows(i, lengths[i], images) for i in members))
             else:
                 path = root / f"videos/{kind}/{name}.mp4"
                 size = SIZES[kind.rpartition(".")[2]]
@@ -151,8 +164,9 @@ def write_v3(root: pathlib.Path, lengths: list[int]) -> pathlib.Path:
     write_meta(
         root,
         "v3.0",
+        images,
         data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        video_path=None if images else "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
     )
     columns = {name: [row[name] for row in episodes] for name in episodes[0]}
     write_rows(root / "meta/episodes/chunk-000/file-000.parquet", columns)
@@ -163,8 +177,8 @@ def write_v3(root: pathlib.Path, lengths: list[int]) -> pathlib.Path:
     return root
 
 
-def write_meta(root: pathlib.Path, version: str, **paths: str) -> None:
-    info = {"codebase_version": version, "fps": FPS, "chunks_size": 1000, "features": features()}
+def write_meta(root: pathlib.Path, version: str, images: bool, **paths: str | None) -> None:
+    info = {"codebase_version": version, "fps": FPS, "chunks_size": 1000, "features": features(images)}
     (root / "meta").mkdir(exist_ok=True)
     (root / "meta/info.json").write_text(json.dumps(info | paths))
 

@@ -245,9 +245,7 @@ def test_files_identify_an_episode_by_content(tmp_path):
         class Episode:
             key: str = "a/0"
             num_frames: int = 9
-
-            def path(self, kind):
-                return path
+            files: tuple = (str(path),)
 
         return cache.episode_facts("robotwin", Episode())
 

@@ -121,6 +121,32 @@ def test_three_cameras_make_one_picture(root):
     np.testing.assert_array_equal(whole["composed"]([4])[0], upstream)
 
 
+@pytest.mark.parametrize("write", [folder.write_v2, folder.write_v3])
+def test_cameras_as_pictures_in_the_rows(write, tmp_path):
+    """What they show is what was written, to the bit; damage names file, column and row."""
+    lengths = [9, 12, 8]
+    episodes = only_good(config(write(tmp_path / "a", lengths, images=True)))
+    assert [e.num_frames for e in episodes] == lengths and not list(tmp_path.rglob("*.mp4"))
+    for i, episode in enumerate(episodes):
+        cameras = lerobot.read_episode(episode, config(tmp_path / "a")).cameras
+        assert list(cameras) == list(content.THREE)
+        for size, read in zip(folder.SIZES.values(), cameras.values(), strict=True):
+            for t, picture in zip((3, 0), read([3, 0]), strict=True):
+                np.testing.assert_array_equal(picture, folder.picture(i, t, *size))
+    if write is folder.write_v2:
+        path = tmp_path / "a/data/chunk-000/episode_000001.parquet"
+        columns = folder.rows(1, 12, images=True)
+        columns[folder.KEYS[2]][4] = {"bytes": b"no picture", "path": ""}
+        folder.write_rows(path, columns)
+        content_of = lerobot.read_episode(episodes[1], config(tmp_path / "a"))
+        with pytest.raises(BadEpisode, match=r"cam_right_wrist', row 4, is not a picture"):
+            content.pictures(content_of, [3, 4])
+        del columns[folder.KEYS[2]]
+        folder.write_rows(path, columns)
+        _, aside = lerobot.scan(config(tmp_path / "a"))
+        assert "no column 'observation.images.cam_right_wrist'" in aside[0].reason
+
+
 def test_odd_widths_are_filled():
     head, wrist = np.zeros((10, 9, 3), np.uint8), np.full((6, 8, 3), 7, np.uint8)
     assert lerobot_video.upstream_views(head, wrist, wrist).shape == (16, 9, 3)
@@ -291,7 +317,8 @@ def test_errors_of_the_metadata_name_the_place(root, version):
     error("'data_path' is None", info={"data_path": None})
     error("'features' is", info={"features": []})
     error("no camera", info={"features": {"action": {"dtype": "float32"}}})
-    error("single images", info={"features": {"image": {"dtype": "image"}}})
+    mixed = {key: {"dtype": kind} for key, kind in zip(folder.KEYS, ("video", "image", "video"), strict=True)}
+    error("some are video and some single images", info={"features": mixed})
     outside = ["../x.mp4", "/etc/passwd", "a/../../b.mp4", "C:\\x.mp4", "a{}b", ""]
     for template in outside:
         error("does not stay in the dataset's folder", info={"video_path": template})

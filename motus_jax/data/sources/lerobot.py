@@ -4,8 +4,9 @@
     <root>/<repository>/meta/info.json  several, also <root>/<user>/<repository>
 
 Columns `action` (or `actions`), `observation.state`, `timestamp`; cameras
-observation.images.cam_concatenated, or cam_high, cam_left_wrist and cam_right_wrist. The actions of
-a window are the rows of the `action` column at future frames, and stay raw here.
+observation.images.cam_concatenated, or cam_high, cam_left_wrist and cam_right_wrist, as videos or as
+pictures in the rows (to train on those, convert to shards first: a window reads a whole episode). The
+actions of a window are the rows of the `action` column at future frames, and stay raw here.
 
 The instruction is the column `language_instruction`, else the task of the row. Its embedding is the
 column `language_embedding`, else the file `t5_embedding_path` of the episode, else missing.
@@ -64,7 +65,8 @@ class Episode:
     num_frames: int
     fps: float
     data: str  # path of the parquet file
-    videos: tuple[tuple[str, float], ...]  # per camera, path of the mp4 and seconds to its start
+    images: tuple[str, ...]  # per camera, its column; () if they are videos
+    videos: tuple[tuple[str, float], ...]  # per camera, path of the mp4 and seconds to its start; or ()
     tasks: tuple[tuple[int, str], ...]  # task_index and text of the tasks of the episode
     embedding: str | None  # path of the text embedding
     embedding_shape: tuple[int, ...]  # of the column by info.json, () if unknown
@@ -73,6 +75,11 @@ class Episode:
     @property
     def id(self) -> str:
         return f"episode_{self.index:06d}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Which identify it."""
+        return (self.data,) if self.images else tuple(path for path, _ in self.videos)
 
     @property
     def key(self) -> str:
@@ -164,6 +171,7 @@ def _open(
         num_frames=entry.length,
         fps=dataset.fps,
         data=entry.data,
+        images=dataset.cameras if dataset.images else (),
         videos=entry.videos,
         tasks=tuple(enumerate(entry.tasks[:1])),
         embedding=entry.embedding,
@@ -183,6 +191,9 @@ def _open(
             raise BadEpisode(
                 path, f"the video has {count} frames, episode {entry.index} needs {needed}"
             )
+    if episode.images:
+        for camera in _cameras(episode).values():
+            camera([0])
     instructions = set(_instructions(episode, rows))
     if rows.has_embeddings or episode.embedding is not None:
         _text(config, episode, rows, 0)
@@ -230,7 +241,13 @@ def _text(config: Config, episode: Episode, rows: Rows, row: int) -> np.ndarray:
 
 def _cameras(episode: Episode) -> dict[str, Callable[..., np.ndarray]]:
     """View -> function of frame indices to uint8 [n, h, w, 3]."""
-    names = _VIEWS[len(episode.videos)]
+    names = _VIEWS[len(episode.images or episode.videos)]
+    if episode.images:
+        read = functools.partial(lerobot_table.read_images, episode.data, episode.index)
+        return {
+            name: functools.partial(read, key)
+            for name, key in zip(names, episode.images, strict=True)
+        }
     return {
         name: functools.partial(lerobot_video.read_frames, path, fps=episode.fps, start=start)
         for name, (path, start) in zip(names, episode.videos, strict=True)

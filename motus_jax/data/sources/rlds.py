@@ -20,10 +20,9 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
-from motus_jax.data import rlds_steps
+from motus_jax.data import images, rlds_steps
 from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
 
@@ -62,6 +61,7 @@ class Episode:
     task: str  # name of the dataset
     num_frames: int
     num_instructions: int = 1
+    files = ()  # an episode is anywhere in the files of its split
 
     @property
     def id(self) -> str:
@@ -180,11 +180,5 @@ def read_episode(episode: Episode, config: Config) -> Content:
 
 def _pictures(where, key: str, codes: list[bytes], indices: Sequence[int]) -> np.ndarray:
     """RGB uint8 [n, h, w, 3]."""
-    pictures = []
-    for index in map(int, indices):
-        code = np.frombuffer(codes[index], np.uint8)
-        picture = cv2.imdecode(code, cv2.IMREAD_COLOR_RGB) if code.size else None
-        if picture is None:
-            raise BadEpisode(where, f"{key} of step {index} is not a picture")
-        pictures.append(picture)
-    return np.stack(pictures)
+    wanted = ((int(index), codes[int(index)]) for index in indices)
+    return np.stack([images.decode(code, where, f"{key} of step {i}") for i, code in wanted])

@@ -70,6 +70,11 @@ class Episode:
     num_frames: int = 0
     num_instructions: int = 0
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Which identify it."""
+        return (self.file,)
+
 
 def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpisode]]:
     """Usable episodes in natural order and those set aside; no picture is decoded.

@@ -19,12 +19,11 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import cv2
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from motus_jax.data import records
+from motus_jax.data import images, records
 from motus_jax.data.content import Content
 from motus_jax.data.folders import natural
 from motus_jax.data.schema import BadEpisode
@@ -63,6 +62,11 @@ class Episode:
     first: int
     num_texts: int  # num_instructions, or 0 without embeddings
     fps: float
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Which identify it."""
+        return (self.file,)
 
     def frame(self, index: int) -> int:
         """Record of a frame."""
@@ -184,7 +188,10 @@ def _frames(episode: Episode, indices: Sequence[int]) -> np.ndarray:
         raise BadEpisode(episode.file, f"{episode.key} has no frame {max(indices)}")
     wanted = sorted(set(indices))
     found = records.read(episode.file, [episode.frame(i) for i in wanted])
-    pictures = {i: _decode(episode, i, jpeg) for i, jpeg in zip(wanted, found, strict=True)}
+    pictures = {
+        i: images.decode(jpeg, episode.file, f"frame {i} of {episode.key}")
+        for i, jpeg in zip(wanted, found, strict=True)
+    }
     return np.stack([pictures[i] for i in indices])
 
 
@@ -220,10 +227,3 @@ def _tensors(episode: Episode, record: bytes) -> dict[str, np.ndarray]:
         name: np.frombuffer(x["data"], _DTYPES[x["dtype"]]).reshape(x["shape"])
         for name, x in stored
     }
-
-
-def _decode(episode: Episode, index: int, jpeg: bytes) -> np.ndarray:
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise BadEpisode(episode.file, f"frame {index} of {episode.key} is not a picture")
-    return picture
