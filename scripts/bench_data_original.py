@@ -47,7 +47,7 @@ def sample(
     windows: Windows, episode, condition: int, instruction: int, seek: bool = False
 ) -> dict[str, np.ndarray]:
     """The arrays of a sample, pictures as floats."""
-    raw = windows.raw(episode, condition, instruction, _no_frames)
+    raw = windows.raw(episode, condition, instruction, 0)
     pictures = frames(windows, episode, condition, seek)
     seen = (pictures[-1] * 255).astype(np.uint8)
     tokens, valid = tokenizer.padded(windows.prompt(raw["instruction"]), windows.config.vlm_length)
@@ -55,7 +55,3 @@ def sample(
     text, length = pad_text(raw["text"], windows.config.text_length)
     return {"frames": pictures, "state": raw["state"], "actions": raw["actions"], "text": text,
             "text_len": length, "vlm_tokens": tokens, "vlm_valid": valid, "patches": patches}
-
-
-def _no_frames(path, indices, num_frames: int) -> np.ndarray:
-    return np.zeros((len(indices), 0, 0, 3), np.uint8)

@@ -55,8 +55,8 @@ PROMPTS_PER_EPISODE = 4
 PACKAGES = ("gym-aloha", "mujoco", "dm-control", "numpy", "av")
 TEXT_LENGTH = 512  # tokens; the encoder's fixed width
 ATTEMPTS = 20  # per episode, before the expert is called broken
-KEYFRAME_INTERVAL = 15
-CRF = 18
+KEYFRAME_INTERVAL = 2  # a sample reads scattered frames: as LeRobot writes its videos
+CRF = 20
 
 
 @dataclass(frozen=True)
