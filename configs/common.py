@@ -132,6 +132,7 @@ def data(policy: dict, source: dict) -> dict:
         "cache": {name: placeholder(str) for name in ("latents", "vlm_features", "text", "text_encoder")},
         "val_fraction": 0.02, "val_episodes": 0, "seed": 0,
         "workers": 0, "threads": 8, "frame_cache_mb": 0, "max_bad_fraction": 0.05,
+        "verified": placeholder(str),
     }
 
 

@@ -7,8 +7,8 @@ The first run trains the video VAE as an autoencoder, the second the three exper
 a frozen random VLM and text embedded by a random umT5.
 
 Measured (2 CPU cores shared with other work, jax 0.10.2, 2026-11-21): held-out action loss 1.38 -> 0.12
-and video loss 1.36 -> 0.39 in 250 steps; predicting the mean scores 1.08 and 1.07. Sampled actions are off
-by 0.138 (radians, grippers 0 to 1), holding the current state by 0.181.
+and video loss 1.34 -> 0.41 in 250 steps; predicting the mean scores 1.08 and 1.07. Sampled actions are off
+by 0.139 (radians, grippers 0 to 1), holding the current state by 0.181.
 """
 
 from ml_collections import ConfigDict

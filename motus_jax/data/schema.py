@@ -32,7 +32,7 @@ FIELDS = {
     "vlm_image": _field("h w 3", "uint8", "RGB on the VLM's grid; normalised on the device"),
     "latents": _field("Z", "float32", "cached latents of `frames`, which are left out"),
     "vlm_features": _field("L_u D_u", "float32", "cached; `vlm_tokens`, `vlm_image` are left out"),
-    "dataset_id": _field("", "int32", "index of the dataset, for its statistics and its losses"),
+    "dataset_id": _field("", "int32", "index of the dataset in the mixture"),
 }
 
 

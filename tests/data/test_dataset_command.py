@@ -173,6 +173,18 @@ def test_stats_warn_and_name_bad_episodes(root, run):
     assert "robotwin" in json.loads((root / "statistics.json").read_text())
 
 
+def test_check_tells_all_mistakes_at_once(root, run):
+    """A folder that is missing does not hide the bad files of other tasks."""
+    shutil.copytree(root / "clean/box", root / "clean/lid")
+    shutil.rmtree(root / "clean/lid/metas")
+    (root / "clean/box/videos/0.mp4").write_bytes(b"")
+    torch_file.save(root / "randomized/cup/qpos/1.pt", np.full((15, 14), np.nan, np.float32))
+    status, text = run("check", root)
+    assert status == 1 and "bad: 4" in text and "good: 1 episode of 1 task" in text
+    assert "clean/lid: it has no folder 'metas'" in text and "(2 episodes)" in text
+    assert "videos/0.mp4: the video cannot be opened" in text and "NaN or infinity in 15 rows" in text
+
+
 def test_view_shows_every_frame(root, tmp_path, run):
     status, text = run("view", root, "--episode", "clean/box/0", "--out", tmp_path / "v")
     sheet, film = map(pathlib.Path, text.split())

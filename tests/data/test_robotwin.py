@@ -139,7 +139,8 @@ def test_layout_errors_name_the_fix(root):
     error("clean, randomized, both", ValueError, data_mode="all")
     error("max_episodes=0", ValueError, max_episodes=0)
     shutil.rmtree(root / "clean/lift/metas")
-    error("no folder 'metas'; put one instruction per line")
+    error("no folder 'metas'; put one instruction per line", data_mode="clean")
+    assert {bad.path for bad in robotwin.scan(config(root))[1]} == {str(root / "clean/lift")}
     shutil.rmtree(root / "randomized")
     error("data_mode='clean'")
     shutil.rmtree(root / "clean/lift")

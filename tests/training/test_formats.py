@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from motus_jax import dataset
+from motus_jax import checkpoint, dataset
 from motus_jax.training import metrics
 from tests.data import hdf5_folder
 from tests.training.test_precompute import text_encoder  # noqa: F401
@@ -56,6 +56,38 @@ def five_steps(root: pathlib.Path, tmp_path, encoder, action: int, state: int) -
     command("motus_jax.precompute", "t5", f"--config={config}", f"--encoder={folder}")
     command("motus_jax.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     return [row["train/total_loss"] for row in metrics.read(tmp_path / "run" / "metrics.jsonl")]
+
+
+MIXTURE = '''
+from configs import common, quickstart
+
+
+def get_config(arg=None):
+    config = quickstart.get_config()
+    config.data.extra_sources = {{"copy": common.dataset(
+        config.policy.to_dict(), kind="shards", root={root!r}, weight=0.5, rate=2, stride=2,
+        normalization="min_max")}}
+    config.init.backbones.vae = None
+    config.init.random = ("wan", "action", "und", "vlm", "vae")
+    config.update(dict(steps=5, log_every=1, eval_every=0, pictures=0))
+    return config
+'''
+
+
+def test_a_mixture(tmp_path):
+    """Folders, and shards of them at another rate and stride, their numbers scaled by statistics."""
+    shards, config, run = tmp_path / "shards", tmp_path / "config.py", tmp_path / "run"
+    assert dataset.main(["convert", "examples/aloha_sim", str(shards), "--to", "shards"]) == 0
+    config.write_text(MIXTURE.format(root=str(shards)))
+    command("motus_jax.train", f"--config={config}", f"--workdir={run}")
+    losses = [row["train/total_loss"] for row in metrics.read(run / "metrics.jsonl")]
+    assert len(losses) == 5 and np.isfinite(losses).all() and 0.1 < losses[0] < 10
+    found = json.loads((run / "data.json").read_text())["datasets"]
+    assert [(d["share"], d["rate"], d["stride"], d["normalization"]) for d in found.values()] == [
+        (pytest.approx(2 / 3), 3, 1, "none"), (pytest.approx(1 / 3), 2, 2, "min_max")]
+    stored = checkpoint.load_assets(checkpoint.latest(run))
+    low = stored["normalization"]["copy"]["actions"]["min"]
+    assert low == json.loads((shards / "statistics.json").read_text())["shards"]["actions"]["min"]
 
 
 @pytest.mark.parametrize("write", [hdf5_folder.write_old, hdf5_folder.write_new], ids=["old", "new"])

@@ -58,8 +58,11 @@ def test_wrong_settings_are_named(tmp_path, arguments, words):
     assert all(word in line for word in words), line
 
 
-def test_bad_episodes_are_listed(tmp_path):
-    """A truncated mp4 and a NaN in qpos: set aside, counted, listed, and the run goes on."""
+def test_bad_episodes_are_listed_and_change_nothing(tmp_path):
+    """A truncated mp4, a NaN in qpos, pictures of zeros: set aside, counted, listed; the run goes on.
+
+    With every episode verified its losses are those of a run on the clean ones, bit for bit.
+    """
     data = tmp_path / "data"
     shutil.copytree("examples/aloha_sim", data)
     folder = data / "clean" / "transfer_cube"
@@ -68,13 +71,28 @@ def test_bad_episodes_are_listed(tmp_path):
     qpos = np.array(torch_file.load(folder / "qpos" / "5.pt"))
     qpos[10, 3] = np.nan
     torch_file.save(folder / "qpos" / "5.pt", qpos)
-    arguments = [*SHORT, "--config.steps=1", f"--config.data.source.root={data}"]
-    line = first_error_line(arguments, tmp_path / "strict")
-    assert "max_bad_fraction" in line or "2 of 12" in line, line
-    run = tmp_path / "run"
-    code = kill_test.train(run, [*arguments, "--config.data.max_bad_fraction=0.5"]).wait()
-    log = (tmp_path / "run.log").read_text()
-    assert code == 0, log
-    assert "2 set aside" in log
-    for path in ("videos/3.mp4", "qpos/5.pt"):
-        assert path in log and path in (run / "data.json").read_text()
+    inside = bytearray((folder / "videos" / "7.mp4").read_bytes())
+    start = inside.index(b"mdat") + len(inside) // 3
+    inside[start : start + 20_000] = bytes(20_000)  # only decoding shows it
+    (folder / "videos" / "7.mp4").write_bytes(inside)
+    arguments = [*SHORT, "--config.steps=3", f"--config.compile_cache={tmp_path / 'cache'}",
+                 f"--config.data.verified={tmp_path / 'whole.txt'}"]
+    line = first_error_line([*arguments, f"--config.data.source.root={data}"], tmp_path / "strict")
+    assert "max_bad_fraction" in line or "3 of 12" in line, line
+    clean = shutil.copytree(data, tmp_path / "clean")
+    for number in (3, 5, 7):
+        for path in clean.glob(f"clean/*/*/{number}.*"):
+            path.unlink()
+    losses = []
+    for name, root in (("run", data), ("subset", clean)):
+        code = kill_test.train(tmp_path / name, [*arguments, f"--config.data.source.root={root}",
+                                                 "--config.data.max_bad_fraction=0.5"]).wait()
+        log = (tmp_path / f"{name}.log").read_text()
+        assert code == 0, log
+        rows = metrics.read(tmp_path / name / "metrics.jsonl")
+        losses.append([row["train/total_loss"] for row in rows])
+        if name == "run":
+            assert "3 set aside" in log
+            for path in ("videos/3.mp4", "qpos/5.pt", "videos/7.mp4"):
+                assert path in log and path in (tmp_path / "run" / "data.json").read_text()
+    assert losses[0] == losses[1] and len(losses[0]) == 3

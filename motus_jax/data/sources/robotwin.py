@@ -62,13 +62,15 @@ def scan(config: Config, threads: int = 16) -> tuple[list[Episode], list[BadEpis
       FileNotFoundError: the root does not have the layout, or holds no episode.
     """
     candidates = [
-        Episode(split=split, task=task, id=name, folder=str(folder))
+        candidate
         for split in _splits(config)
         for task, folder in _tasks(config, split).items()
-        for name in _episodes(config, split, folder)
+        for candidate in _episodes(config, split, task, folder)
     ][: config.max_episodes]
     if not candidates:
         raise FileNotFoundError(f"{config.root} holds no videos/*.mp4 for {config}; {_ADVICE}")
+    if not any(isinstance(candidate, Episode) for candidate in candidates):
+        raise FileNotFoundError(f"{candidates[0]}; {_ADVICE}")
     return episodes.open_all(candidates, functools.partial(read_episode, config=config), threads)
 
 
@@ -112,15 +114,17 @@ def _tasks(config: Config, split: str) -> dict[str, pathlib.Path]:
         inner = (folders.subfolders(pathlib.Path(config.root, s)) for s in SPLITS[config.data_mode])
         folders.check_tasks(config.tasks, sorted({name for f in inner for name in f}), config.root)
         tasks = {name: path for name, path in tasks.items() if name in config.tasks}
-    for path in tasks.values():
-        if missing := folders.missing_kinds(path, KINDS):
-            raise FileNotFoundError(f"{path} {folders.missing_folder(missing[0])}; {_ADVICE}")
     return tasks
 
 
-def _episodes(config: Config, split: str, folder: pathlib.Path) -> list[str]:
+def _episodes(
+    config: Config, split: str, task: str, folder: pathlib.Path
+) -> list[Episode] | list[BadEpisode]:
     names = folders.episode_ids(folder, "videos", "qpos")
-    return names[: config.randomized_limit_per_task] if split == "randomized" else names
+    names = names[: config.randomized_limit_per_task] if split == "randomized" else names
+    if missing := folders.missing_kinds(folder, KINDS):
+        return [BadEpisode(folder, f"it {folders.missing_folder(missing[0])}") for _ in names]
+    return [Episode(split=split, task=task, id=name, folder=str(folder)) for name in names]
 
 
 def read_episode(episode: Episode, config: Config) -> Content:

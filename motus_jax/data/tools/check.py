@@ -103,7 +103,8 @@ def lines(report: Report, path) -> Iterator[str]:
     yield from (f"warning: {warning}" for warning in report.warnings)
     if report.bad:
         yield f"bad: {len(report.bad)}"
-        yield from (f"  {_relative(bad, found)}: {bad.reason}" for bad in report.bad)
+        for (place, reason), count in Counter((_relative(b, found), b.reason) for b in report.bad).items():
+            yield f"  {place}: {reason}" + f" ({count} episodes)" * (count > 1)
         yield "Training leaves these out; repair them, or remove them to make this check pass."
     elif not report.episodes:
         yield "no episode; is this the right folder?"
