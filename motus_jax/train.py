@@ -7,6 +7,7 @@ with `--config=configs/robotwin.py:size=tiny,batch=4`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -110,7 +111,7 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
         if done == 0 and run.eval_every and index.val:
             last |= record(writer, 0, evaluate(current))
         for number in range(done + 1, run.steps + 1):
-            with clock.waiting():
+            with clock.waiting(current.step):
                 batch = next(batches)
             if number == done + 1 and hasattr(policy, "check_batch"):
                 with section("config.data.tokenizer"):
@@ -209,7 +210,7 @@ def load_weights(init: Init, weights: dict[str, jax.Array]) -> dict[str, jax.Arr
 
 
 class Clock:
-    """Time of a step, and how much of it was spent waiting for data."""
+    """Time since the last report, and how much of it the devices had no batch to work on."""
 
     def __init__(self):
         self.restart()
@@ -217,19 +218,13 @@ class Clock:
     def restart(self) -> None:
         self.begin, self.waited = time.monotonic(), 0.0
 
-    def waiting(self):
-        return _Waiting(self)
-
-
-class _Waiting:
-    def __init__(self, clock: Clock):
-        self.clock = clock
-
-    def __enter__(self):
-        self.begin = time.monotonic()
-
-    def __exit__(self, *_):
-        self.clock.waited += time.monotonic() - self.begin
+    @contextlib.contextmanager
+    def waiting(self, step: jax.Array):
+        """Counts the time inside, unless the devices still compute `step` at its end."""
+        begin = time.monotonic()
+        yield
+        if step.is_ready():
+            self.waited += time.monotonic() - begin
 
 
 def flush(writer, run: RunConfig, pending: list, clock: Clock) -> dict[str, float]:

@@ -33,6 +33,7 @@ from motus_jax.data.windows import Windows
 
 __all__ = ["Config", "Dataset", "Index", "Loader", "TooManyBadEpisodes", "build", "scan"]
 
+READY = 2  # batches that wait for the step
 _LOG = logging.getLogger(__name__)
 
 
@@ -118,8 +119,8 @@ class Loader:
         local = self.batch_size // count
         batches = _Batches(config, self._windows, self.batch_size, local, process * local)
         dataset = grain.MapDataset.source(batches)[self._next_step :]
-        # One thread prepares the next batch; the threads of `_Batches` read its samples.
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 1))
+        # One thread prepares the next batches; the threads of `_Batches` read their samples.
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(1, READY))
         if config.workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its flags; outside absl.app nobody parsed
                 flags.FLAGS.mark_as_parsed()

@@ -1,7 +1,7 @@
 """What a run reads: one dataset or a mixture of them, and what every sample of it holds.
 
 Memory and decoders are bounded per process: at most `threads` videos are open and being decoded at a
-time, each by one decoder thread; one finished batch waits for the step while the next is read; decoded
+time, each by one decoder thread; two finished batches wait for the step while the next is read; decoded
 episodes are kept up to `frame_cache_mb`, plus those that `threads` are decoding. With `workers` all
 of this is per worker.
 """
