@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from motus_jax import checkpoint, param_store, torch_file
 from motus_jax.config import ConfigError
-from motus_jax.data import cache, cache_fill, features, pipeline
+from motus_jax.data import cache, cache_fill, cache_write, features, pipeline
 from motus_jax.inference import encoders
 from motus_jax.inference.text_encoder import TextEncoder
 from motus_jax.run_config import read_config, section
@@ -51,7 +51,7 @@ def windows(values, name: str, batch_size: int, part: tuple[int, int], first: in
     facts = {"kind": name, "encoder": encoders.identity(config, name, run.init, run.seed),
              "preprocessing": features.preprocessing(data, name), **encoders.entry(config, name),
              "datasets": cache_fill.dataset_facts(data, name)}
-    writer = cache.Writer(folder, facts, part[0])
+    writer = cache_write.Writer(folder, facts, part[0])
     encode = encoders.encoder(config, name, run.init, run.seed, run.compiler_options)
     with section("config.data"):
         return cache_fill.windows(data, name, writer, encode, batch_size, *part, first)
@@ -64,7 +64,7 @@ def texts(values, encode: TextEncoder, batch_size: int, part: tuple[int, int]
     facts = {"kind": "text", "encoder": encode.identity(), "preprocessing": {},
              "shape": [-1, encode.config.dim], "dtype": encode.dtype.name,
              "datasets": cache_fill.dataset_facts(data, "text")}
-    writer = cache.Writer(_folder(data, "text"), facts, part[0])
+    writer = cache_write.Writer(_folder(data, "text"), facts, part[0])
     with section("config.data"):
         return cache_fill.texts(data, writer, encode, batch_size, *part)
 

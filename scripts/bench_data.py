@@ -21,7 +21,7 @@ import cv2
 import ml_dtypes
 import numpy as np
 
-from motus_jax.data import cache, cache_fill, features, pipeline, settings
+from motus_jax.data import cache_fill, cache_write, features, pipeline, settings
 from motus_jax.data.sources import shards
 from motus_jax.data.tools import convert, detect
 from motus_jax.data.windows import Windows
@@ -146,7 +146,7 @@ def _cached(c: settings.Config, folder: pathlib.Path, samples: int):
             return out if valid is None else [x[v] for x, v in zip(out, valid, strict=True)]
 
         folders[name] = str(folder / name)
-        writer = cache.Writer(folder / name, facts)
+        writer = cache_write.Writer(folder / name, facts)
         # The pipeline reads a batch or two ahead.
         cache_fill.windows(c, name, writer, encode, BATCH, first=samples + 4 * BATCH)
     latents = dataclasses.replace(c, cache=settings.Cache(latents=folders["latents"]))

@@ -27,16 +27,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from motus_jax.data import records
 from motus_jax.data.schema import BadEpisode
 
 FORMAT = "motus_jax feature cache 1"
 COMMANDS = {"latents": "vae", "vlm_features": "vlm", "text": "t5"}
-SHARD_BYTES = 256 << 20
 EDGE = 1 << 16  # bytes at both ends of a file that identify it
-_SUFFIX = ".array_record"
+SUFFIX = ".array_record"
 
 
 class CacheError(ValueError):
@@ -124,7 +122,7 @@ class Reader:
             self.check("preprocessing", preprocessing)
         self.identity = identity(self.facts)
         self.shape, self.dtype = tuple(self.facts["shape"]), dtype_of(self.facts["dtype"])
-        self.paths, self._bad = sorted(self.folder.glob(f"*{_SUFFIX}")), {}
+        self.paths, self._bad = sorted(self.folder.glob(f"*{SUFFIX}")), {}
         keys, places = [np.zeros(0, "S16")], [np.zeros((0, 2), np.int64)]
         for i, path in enumerate(self.paths):
             own, bad = self._load(path)
@@ -226,77 +224,6 @@ class Reader:
         return keys, bad
 
 
-class Writer:
-    """Adds entries to a cache; those already there are seen by `in`.
-
-    Several processes may fill one cache, each with its own `process`.
-
-    Raises:
-      CacheError: the cache was filled with another encoder or preprocessing.
-    """
-
-    def __init__(self, folder, facts: Mapping[str, Any], process: int = 0):
-        self.folder, self.process = pathlib.Path(folder), process
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = facts["kind"]
-        path = self.folder / "cache.json"
-        wanted = {"format": FORMAT, **facts}
-        if path.exists():
-            old = describe(folder, name)
-            for section in ("encoder", "preprocessing"):
-                found = differences(old[section], facts[section], f"{section}.")
-                if found:
-                    listed = "\n".join(f"  {line}" for line in found)
-                    raise CacheError(
-                        f"{folder} was filled with another {section}; give a new folder, or remove it\n{listed}"
-                    )
-            wanted["datasets"] = {**old["datasets"], **facts["datasets"]}
-        _replace(path, json.dumps(wanted, indent=1) + "\n", process)
-        self.present = Reader(folder, name)
-        self.identity = self.present.identity
-        self._partial = self.folder / f".{process}.partial"
-        self._partial.unlink(missing_ok=True)  # of an interrupted run
-        self._clear()
-
-    def __contains__(self, wanted: bytes) -> bool:
-        return wanted in self.present
-
-    def add(self, wanted: bytes, entry: np.ndarray) -> None:
-        """Stores an entry of the cache's dtype; it counts once its shard is full or closed."""
-        raw = np.ascontiguousarray(entry).astype(self.present.dtype, copy=False).tobytes()
-        self._open().write(raw)
-        self._keys.append(wanted)
-        self._bytes += len(raw)
-        if self._bytes >= SHARD_BYTES:
-            self.close()
-
-    def add_bad(self, wanted: bytes, bad: BadEpisode) -> None:
-        """Remembers that a window cannot be read, and why."""
-        self._bad.append([wanted.hex(), bad.path, bad.reason])
-
-    def close(self) -> None:
-        """Completes the shard that is being written."""
-        if not self._keys and not self._bad:
-            return
-        index = json.dumps({"keys": b"".join(self._keys).hex(), "bad": self._bad}).encode()
-        stream = self._open()
-        stream.write(index)
-        stream.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        name = hashlib.blake2b(index, digest_size=12).hexdigest()
-        self._partial.replace(self.folder / f"{name}{_SUFFIX}")
-        self._clear()
-
-    def _open(self) -> ArrayRecordWriter:
-        if self._stream is None:
-            self._stream = ArrayRecordWriter(str(self._partial), "group_size:1,uncompressed")
-        return self._stream
-
-    def _clear(self) -> None:
-        self._stream, self._keys, self._bytes, self._bad = None, [], 0, []
-
-
 def identity(facts: Mapping) -> str:
     """Hash of the encoder and the preprocessing, a part of every key."""
     return key(facts["kind"], facts["encoder"], facts["preprocessing"]).hex()
@@ -304,9 +231,3 @@ def identity(facts: Mapping) -> str:
 
 def dtype_of(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
-def _replace(path: pathlib.Path, text: str, process: int) -> None:
-    temporary = path.with_name(f".{path.name}.{process}.partial")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)

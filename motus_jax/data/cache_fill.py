@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from motus_jax.data import augment, features, pipeline, settings, tokenizer, transforms
-from motus_jax.data.cache import Writer
+from motus_jax.data.cache_write import Writer
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.windows import MAX_ATTEMPTS, Windows
 

@@ -98,7 +98,7 @@ def read_qpos(episode: Episode, dim: int, num_frames: int) -> np.ndarray:
     return qpos[:num_frames]
 
 
-def read_rows(path: pathlib.Path, rows, name: str, dim: int) -> np.ndarray:
+def read_rows(path, rows, name: str, dim: int) -> np.ndarray:
     """The value `rows` of a file as float32 [T, dim], everything finite."""
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiuV":
         raise BadEpisode(path, f"{name} is not a tensor of numbers but a {type(rows).__name__}")

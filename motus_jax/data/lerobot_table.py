@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from motus_jax.data import images
+from motus_jax.data import episodes, images
 from motus_jax.data.schema import BadEpisode
 
 ACTION = ("action", "actions")
@@ -187,15 +187,4 @@ def _numbers(path, table, name: str) -> np.ndarray:
 
 
 def _vectors(path, table, name: str, dim: int) -> np.ndarray:
-    values = _numbers(path, table, name)
-    if values.shape[1:] != (dim,):
-        shape = list(values.shape)
-        raise BadEpisode(path, f"column {name!r} has shape {shape}, expected [T, qpos_dim={dim}]")
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if bad.size:
-        raise BadEpisode(
-            path, f"{name} has NaN or infinity in {bad.size} rows, first in row {bad[0]}"
-        )
-    return values
+    return episodes.read_rows(path, _numbers(path, table, name), f"column {name!r}", dim)

@@ -12,7 +12,7 @@ import pickle
 import numpy as np
 import pytest
 
-from motus_jax.data import augment, cache, cache_fill, features, pipeline, settings
+from motus_jax.data import augment, cache, cache_fill, cache_write, features, pipeline, settings
 from tests.data import array_source
 from tests.data.test_stream import assert_same, dataset, take
 from tests.data.test_stream import config as base_config
@@ -55,7 +55,7 @@ def vlm(batch):
 
 
 def fill(data, name, process=0, processes=1, first=None, encode=None, **encoder):
-    writer = cache.Writer(getattr(data.cache, name), facts(data, name, **encoder), process)
+    writer = cache_write.Writer(getattr(data.cache, name), facts(data, name, **encoder), process)
     encode = encode or {"latents": latents, "vlm_features": vlm}[name]
     return cache_fill.windows(data, name, writer, encode, 4, process, processes, first)
 
@@ -112,7 +112,7 @@ def test_a_second_fill_writes_nothing(filled):
 
 def test_an_interrupted_fill_continues(tmp_path, monkeypatch):
     """Complete shards survive a crash of the encoder; nothing half is left, nothing is done twice."""
-    monkeypatch.setattr(cache, "SHARD_BYTES", 100)  # three entries of 36 bytes
+    monkeypatch.setattr(cache_write, "SHARD_BYTES", 100)  # three entries of 36 bytes
     data, calls = config(tmp_path), []
 
     def crash(batch):
@@ -320,14 +320,14 @@ def test_text_of_data_without_embeddings(tmp_path):
         encoded.extend(texts)
         return [np.full((len(t), 8), len(t), np.float32) for t in texts]
 
-    writer = cache.Writer(folder, facts(data, "text"))
+    writer = cache_write.Writer(folder, facts(data, "text"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(array_source, "read_episode", two_instructions(array_source.read_episode))
         assert cache_fill.texts(data, writer, encode, 2).written == 2
     assert sorted(encoded) == ["instruction 0", "instruction 1"]
     with pytest.raises(cache.CacheError, match=r"instruction 'instruction 2'.*(.|\n)*precompute t5"):
         batches(data, 20)
-    writer = cache.Writer(folder, facts(data, "text"))
+    writer = cache_write.Writer(folder, facts(data, "text"))
     writer.add(features.text_key(writer.identity, "instruction &amp;amp; "), np.ones((3, 8)))
     writer.add(features.text_key(writer.identity, " instruction\n2"), np.full((13, 8), 13.0))
     writer.close()

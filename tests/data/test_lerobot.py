@@ -237,7 +237,7 @@ DAMAGE = {
     "no state": (without("observation.state"), PARQUET, "no column 'observation.state'"),
     "no timestamp": (without("timestamp"), PARQUET, "no column 'timestamp'"),
     "NaN state": (put("observation.state", 7, NAN), PARQUET, "NaN or infinity in 1 rows.*row 7"),
-    "NaN action": (put("action", 0, NAN), PARQUET, "action has NaN"),
+    "NaN action": (put("action", 0, NAN), PARQUET, "column 'action' has NaN"),
     "narrow state": (
         lambda r: edit_rows(r, lambda c: c | {"observation.state": [[1.0] * 7] * 17}),
         PARQUET,
