@@ -14,8 +14,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from motus_jax.data import content, lerobot_table, transforms
+from motus_jax import dataset, torch_file
+from motus_jax.data import content, lerobot_table, transforms, video
 from motus_jax.data.sources import lerobot
+from motus_jax.data.tools.detect import detect
 from tests.parity import goldens
 
 VERSIONS = ("v2.1", "v3.0")
@@ -39,8 +41,8 @@ def datasets() -> pathlib.Path:
     return goldens.root() / "data/datasets"
 
 
-def config_of(dataset: dict, text_dim: int) -> lerobot.Config:
-    root = dataset["params"]["root"].replace("<datasets>", str(datasets()))
+def config_of(recorded: dict, text_dim: int) -> lerobot.Config:
+    root = recorded["params"]["root"].replace("<datasets>", str(datasets()))
     return lerobot.Config(root=root, compose="upstream", text_dim=text_dim)
 
 
@@ -118,7 +120,7 @@ def scanned(version: str):
 
 
 @functools.cache
-def episode_of(version: str, i: int) -> dict:
+def episode_of(version: str, i: int) -> content.Content:
     config, episodes = scanned(version)
     return lerobot.read_episode(episodes[i], config)
 
@@ -154,6 +156,29 @@ def test_bars_show_a_shift_by_one():
         expected = np.maximum(1, (frames.shape[2] * index / episode.num_frames).astype(int))
         off = np.abs(bars(frames[:-1]) - expected).max()
         assert off > 1, f"bars grow by {step:.1f} pixels"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_through_shards_and_from_them_to_folders(version, tmp_path):
+    """Every frame stays that of its row through JPEG and H.264, every number what it was."""
+    source = scanned(version)[0].root
+    assert dataset.main(["convert", source, str(tmp_path / "shards"), "--to", "shards"]) == 0
+    to_folders = ["--to", "folders", "--joints", "state"]
+    assert dataset.main(["convert", str(tmp_path / "shards"), str(tmp_path / "folders"), *to_folders]) == 0
+    found = detect(tmp_path / "shards")
+    copies, aside = found.source.scan(found.config)
+    assert not aside and len(copies) == len(scanned(version)[1])
+    for i, copy in enumerate(copies):
+        want, have = episode_of(version, i), found.source.read_episode(copy, found.config)
+        for name in ("state", "actions", "fps", "instructions"):
+            np.testing.assert_array_equal(getattr(want, name), getattr(have, name))
+        (video_file,) = tmp_path.glob(f"folders/*/*/videos/{copy.id}.mp4")
+        qpos = video_file.parent.parent / "qpos" / f"{copy.id}.pt"
+        np.testing.assert_array_equal(torch_file.load(qpos), want.state)
+        index = np.arange(copy.num_frames)
+        for frames in (content.pictures(have, index.tolist()), video.read_frames(video_file, index.tolist())):
+            expected = np.maximum(1, (frames.shape[2] * index / copy.num_frames).astype(int))
+            assert np.abs(bars(frames) - expected).max() <= 1, copy.key
 
 
 def test_the_versions_hold_the_same_numbers():
