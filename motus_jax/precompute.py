@@ -20,7 +20,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from motus_jax import checkpoint, param_store, torch_file
+from motus_jax import checkpoint, param_store, sharding, torch_file
 from motus_jax.config import ConfigError
 from motus_jax.data import cache, cache_fill, cache_write, features, pipeline
 from motus_jax.inference import encoders
@@ -98,7 +98,7 @@ def _text_encoder() -> TextEncoder:
 def _part() -> tuple[int, int]:
     """(index, count) of this process."""
     if FLAGS.config.get("distributed"):
-        jax.distributed.initialize()
+        sharding.join_processes()
     count = jax.process_count() if FLAGS.process_count is None else FLAGS.process_count
     index = jax.process_index() if FLAGS.process_index is None else FLAGS.process_index
     if not 0 <= index < count:

@@ -66,7 +66,7 @@ class RunConfig:
       eval_batches: batches of an evaluation.
       pictures: samples shown in the pictures at the end, 0 for none.
       ema_decay: of the averaged weights, None for none.
-      distributed: call `jax.distributed.initialize()` (several hosts).
+      distributed: this is one of several processes, see `sharding.join_processes`.
       compiler_options: of XLA, for every program of the run.
       compile_cache: folder of compiled programs; restarts find theirs there. None for none.
     """

@@ -9,6 +9,7 @@ batch, so the two tables differ on purpose.
 
 import dataclasses
 import math
+import os
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from motus_jax.arrays import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+_PROCESS = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 
 PARAM_RULES = {
     "layers": None,
@@ -110,6 +112,15 @@ def batch_sharding(mesh: Mesh, shape) -> NamedSharding:
     return NamedSharding(mesh, _spec(axes, shape, ACTIVATION_RULES, mesh.shape))
 
 
+def join_processes() -> None:
+    """`jax.distributed.initialize()`: finds the others by itself on TPU, SLURM and Open MPI.
+
+    Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and who they are.
+    """
+    number = {key: int(os.environ[name]) for key, name in _PROCESS.items() if name in os.environ}
+    jax.distributed.initialize(**number)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of scalars and other values that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
@@ -131,4 +142,5 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
         shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
         return jax.make_array_from_process_local_data(batch_sharding(mesh, shape), x, shape)
 
-    return {name: put(x) for name, x in batch.items()}
+    with jax.transfer_guard_host_to_device("allow"):  # between processes it counts as implicit
+        return {name: put(x) for name, x in batch.items()}

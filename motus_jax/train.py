@@ -52,7 +52,7 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
     # 1. Configuration, devices, data
     run, policy, config, data = read_config(values)
     if run.distributed:
-        jax.distributed.initialize()
+        sharding.join_processes()
     if run.compile_cache:
         jax.config.update("jax_compilation_cache_dir", run.compile_cache)
     lead = jax.process_index() == 0
@@ -256,6 +256,8 @@ def flush(writer, run: RunConfig, pending: list, clock: Clock) -> dict[str, floa
 
 
 def record(writer, number: int, values: dict[str, float]) -> dict[str, float]:
+    if not values:
+        return {}
     if writer:
         writer.write(number, values)
         writer.flush()

@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from motus_jax import sharding
 from motus_jax.evaluation import open_loop, pictures
@@ -25,7 +26,9 @@ class HeldOut:
                         if enabled else [])
         self.losses = jax.jit(functools.partial(step.eval_step, loss=policy.loss, plan=plan),
                               compiler_options=run.compiler_options)
-        jit = functools.partial(jax.jit, compiler_options=state.run_once())
+        # Every process sees all samples of the global batch.
+        jit = functools.partial(jax.jit, compiler_options=state.run_once(),
+                                out_shardings=sharding.replicated(mesh))
         self.sample = jit(lambda t, f, batch, rng: policy.sample(plan.bind(t, f), batch, rng))
         self.clean = jit(lambda t, f, batch: policy.clean(plan.bind(t, f), batch))
         self.frames = jit(lambda t, f, out: policy.frames(plan.bind(t, f), out))
@@ -47,7 +50,9 @@ class HeldOut:
         with jax.transfer_guard("allow"):
             out = self._mean_baseline(now) if hasattr(self.policy, "clean") else {}
         sampled, frames = self.samples(now)
-        real, count = self.batches[0], self.run.pictures
+        with jax.transfer_guard("allow"):
+            real = multihost_utils.process_allgather(self.batches[0], tiled=True)
+        count = self.run.pictures
         if "actions" in sampled:
             errors = open_loop.action_errors(sampled["actions"], real)
             out |= {f"val/{name}": value for name, value in errors.items()}
