@@ -39,6 +39,8 @@ MAY_IMPORT = {
         "motus_jax.models", "motus_jax.param_store", "motus_jax.policies", "motus_jax.sharding",
         "motus_jax.training.state"),
     "motus_jax.precompute": ("motus_jax",),
+    "motus_jax.start": (
+        "motus_jax.checkpoint", "motus_jax.config", "motus_jax.run_config", "motus_jax.training.state"),
     "motus_jax.train": ("motus_jax",),
     "configs": ("configs",),
     "motus_jax.param_store": (),

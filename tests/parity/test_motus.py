@@ -18,7 +18,7 @@ from configs import common
 from convert import engine, mapping
 from convert import motus as table
 from convert import wan_vae as vae_table
-from motus_jax import checkpoint, run_config, train
+from motus_jax import checkpoint, run_config, start
 from motus_jax.models import mot, params
 from motus_jax.ops import flow
 from motus_jax.policies import motus
@@ -49,7 +49,7 @@ def load(mode: str, **overrides) -> motus.Motus:
         finetune=str(converted("motus", f"motus/checkpoint_{mode}/pytorch_model/mp_rank_00_model_states.pt")),
         backbones={"vae": str(converted("wan-vae", VAE))})
     weights = {path: jnp.zeros(x.shape, x.dtype) for path, x in params.arrays(abstract).items()}
-    return params.bind(abstract, train.load_weights(init, weights))
+    return params.bind(abstract, start.load_weights(init, weights))
 
 
 def vlm_features(model, samples: list[dict]) -> tuple[jax.Array, np.ndarray]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from motus_jax import checkpoint, run_config, train
+from motus_jax import checkpoint, run_config, start
 from motus_jax.config import ConfigError
 
 PATHS = ("wan/a", "vlm/a", "vae/a", "action/blocks/a", "action/registers", "und/a")
@@ -30,20 +30,20 @@ def values(out: dict) -> dict[str, float]:
 def test_from_scratch_takes_backbones_and_only_permitted_random_weights(saved):
     backbones = {name: saved(name, i, [f"{name}/a"]) for i, name in enumerate(("wan", "vlm", "vae"), 1)}
     init = run_config.Init(backbones=backbones, random=("action", "und"))
-    assert values(train.load_weights(init, weights(9))) == {
+    assert values(start.load_weights(init, weights(9))) == {
         "wan/a": 1, "vlm/a": 2, "vae/a": 3, "action/blocks/a": 9, "action/registers": 9, "und/a": 9}
 
 
 def test_no_network_is_random_by_accident(saved):
     init = run_config.Init(backbones={"vae": saved("vae", 1, ["vae/a"]), "wan": None}, random=("action", "und"))
     with pytest.raises(ConfigError, match=r"vlm, wan would start from random weights.*backbones\.vlm"):
-        train.load_weights(init, weights(9))
+        start.load_weights(init, weights(9))
 
 
 @pytest.mark.parametrize("init", [run_config.Init(random=("vision",)), run_config.Init(backbones={"vision": "x"})])
 def test_unknown_network(init):
     with pytest.raises(ConfigError, match="no network 'vision'; it has action, und, vae, vlm, wan"):
-        train.load_weights(init, weights(9))
+        start.load_weights(init, weights(9))
 
 
 def test_finetune_skips_what_is_fresh_and_fetches_what_is_missing(saved, caplog):
@@ -52,7 +52,7 @@ def test_finetune_skips_what_is_fresh_and_fetches_what_is_missing(saved, caplog)
     given = [path for path in PATHS if path not in ("vae/a", "action/registers")]
     init = run_config.Init(finetune=saved("stage2", 1, given), fresh=common.MOTUS_FRESH,
                       backbones={"vae": saved("vae", 2, ["vae/a"]), "wan": saved("wan", 3, ["wan/a"])})
-    assert values(train.load_weights(init, weights(9))) == {
+    assert values(start.load_weights(init, weights(9))) == {
         "wan/a": 1, "vlm/a": 1, "vae/a": 2, "action/blocks/a": 1, "action/registers": 9, "und/a": 1}
     assert "1 parameters start afresh: action/registers" in caplog.text
     assert "backbone wan is not read" in caplog.text
@@ -61,14 +61,14 @@ def test_finetune_skips_what_is_fresh_and_fetches_what_is_missing(saved, caplog)
 def test_finetune_without_the_missing_network_is_an_error(saved):
     init = run_config.Init(finetune=saved("stage2", 1, [p for p in PATHS if p != "vae/a"]))
     with pytest.raises(checkpoint.CheckpointError, match="missing: vae/a"):
-        train.load_weights(init, weights(9))
+        start.load_weights(init, weights(9))
 
 
 def test_wrong_shape_is_an_error(saved, tmp_path):
     checkpoint.save_params(tmp_path / "wan", {"wan/a": jnp.zeros((3,))})
     init = run_config.Init(backbones={"wan": str(tmp_path / "wan")}, random=("vlm", "vae", "action", "und"))
     with pytest.raises(checkpoint.CheckpointError, match="1 of another shape"):
-        train.load_weights(init, weights(9))
+        start.load_weights(init, weights(9))
 
 
 def test_pytorch_weights_name_the_command(tmp_path):
