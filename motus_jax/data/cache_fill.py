@@ -246,7 +246,7 @@ class _Fill:
         windows = item.windows
         if self.name == "latents":
             raw = windows.raw(item.episode, item.condition, item.instruction, 1 + self.config.frames)
-            return {"frames": np.stack([windows.resize(frame) for frame in raw["frames"]])}
+            return {"frames": windows.resize(raw["frames"])}
         raw = windows.raw(item.episode, item.condition, item.instruction, 1)
         frame = raw["frames"][0]
         seen = frame if windows.vlm_sees_source else windows.resize(frame)

@@ -13,10 +13,11 @@ BLOCK = 256  # frames decoded at a time: every block of a video starts at a key 
 
 
 class FrameReader:
-    """With `cache_bytes`, an episode that fits is decoded and resized once, from first to last.
+    """Pictures [n, h, w, 3] of an episode after `resize`.
 
-    Its further windows are slices; the least recently used episodes are dropped. Every loader
-    process has its own memory.
+    With `cache_bytes`, an episode that fits is decoded and resized once, from first to last. Its
+    further windows are slices; the least recently used episodes are dropped. Every loader process has
+    its own memory.
     """
 
     def __init__(self, resize: Callable[[np.ndarray], np.ndarray], cache_bytes: int = 0):
@@ -38,19 +39,16 @@ class FrameReader:
                 self._episodes.move_to_end(content.key)
                 return self._episodes[content.key][list(indices)]
         if self.cache_bytes and content.key not in self._damaged:
-            first = self._fit(pictures(content, indices[:1]))
+            first = self.resize(pictures(content, indices[:1]))
             if first.nbytes * content.num_frames <= self.cache_bytes:
                 try:
-                    whole = np.concatenate([self._fit(block) for block in blocks(content, BLOCK)])
+                    whole = np.concatenate([self.resize(x) for x in blocks(content, BLOCK)])
                 except BadEpisode:  # but other frames than these may be the damaged ones
                     self._damaged.add(content.key)
                 else:
                     self._keep(content.key, whole)
                     return whole[list(indices)]
-        return self._fit(pictures(content, indices))
-
-    def _fit(self, frames: np.ndarray) -> np.ndarray:
-        return np.stack([self.resize(frame) for frame in frames])
+        return self.resize(pictures(content, indices))
 
     def _keep(self, key: str, frames: np.ndarray) -> None:
         with self._lock:

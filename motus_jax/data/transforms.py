@@ -46,16 +46,21 @@ class Window:
         return frames, actions, wanted < num_frames
 
 
-def resize_with_padding(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> [height, width, 3]: aspect kept, centred on black."""
-    h, w = image.shape[:2]
+def resize_with_padding(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [..., h, w, 3] -> [..., height, width, 3]: aspect kept, centred on black."""
+    *some, h, w, channels = images.shape
     if (h, w) == (height, width):
-        return image
+        return images
     scale = min(height / h, width / w)
     new_h, new_w = int(h * scale), int(w * scale)
     top, left = (height - new_h) // 2, (width - new_w) // 2
-    canvas = np.zeros((height, width, image.shape[2]), image.dtype)
-    canvas[top : top + new_h, left : left + new_w] = cv2.resize(image, (new_w, new_h))
+    canvas = np.zeros((*some, height, width, channels), images.dtype)
+    inner = canvas[..., top : top + new_h, left : left + new_w, :]
+    if (new_h, new_w) == (h, w):
+        inner[...] = images
+    else:
+        for i in np.ndindex(*some):
+            inner[i] = cv2.resize(images[i], (new_w, new_h))
     return canvas
 
 

@@ -60,7 +60,7 @@ class Windows:
         )
         seen = part.dataset.vlm_frame or part.dataset.trait("VLM_FRAME", "resized")
         self.vlm_sees_source = seen == "source"
-        keep = _as_it_is if self.vlm_sees_source else self.resize
+        keep = _as_they_are if self.vlm_sees_source else self.resize
         self.frames = frames.FrameReader(keep, config.frame_cache_mb << 20)
         self.cached = features.Features(config, part.dataset)
         # How many pictures of a window are read: the VLM sees the condition frame.
@@ -193,9 +193,7 @@ class Windows:
 
     def _augment(self, raw: dict, n: int, attempt: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """Frames, the image for the VLM, and state and actions as far as there are any."""
-        shown = raw["frames"]
-        if shown.shape[1:3] != (self.config.height, self.config.width):
-            shown = np.stack([self.resize(frame) for frame in shown])
+        shown = self.resize(raw["frames"])
         seen = raw["frames"][0] if self.vlm_sees_source else shown[0]
         joints = {name: raw[name] for name in ("state", "actions") if raw[name] is not None}
         settings = self.config.augment
@@ -218,8 +216,8 @@ class Windows:
         return loaded.prompt(instruction, image_tokens, self.config.prompt_order)
 
 
-def _as_it_is(frame: np.ndarray) -> np.ndarray:
-    return frame
+def _as_they_are(frames: np.ndarray) -> np.ndarray:
+    return frames
 
 
 def pad_text(text: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:

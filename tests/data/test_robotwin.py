@@ -193,7 +193,7 @@ def test_a_video_that_ends_early_names_the_frame(root):
 
 
 def test_the_frame_cache_keeps_its_budget(root):
-    reader = frames.FrameReader(lambda frame: frame, cache_bytes=25 * 48 * 64 * 3)
+    reader = frames.FrameReader(lambda frames: frames, cache_bytes=25 * 48 * 64 * 3)
     episodes = robotwin.scan(config(root))[0]
     for _ in range(2):
         for e in episodes:
