@@ -9,8 +9,6 @@ import numpy as np
 from motus_jax.data.content import Content, blocks, pictures
 from motus_jax.data.schema import BadEpisode
 
-BLOCK = 256  # frames decoded at a time: every block of a video starts at a key frame before it
-
 
 class FrameReader:
     """Pictures [n, h, w, 3] of an episode after `resize`.
@@ -42,13 +40,21 @@ class FrameReader:
             first = self.resize(pictures(content, indices[:1]))
             if first.nbytes * content.num_frames <= self.cache_bytes:
                 try:
-                    whole = np.concatenate([self.resize(x) for x in blocks(content, BLOCK)])
+                    whole = self._decode(content, first)
                 except BadEpisode:  # but other frames than these may be the damaged ones
                     self._damaged.add(content.key)
                 else:
                     self._keep(content.key, whole)
                     return whole[list(indices)]
         return self.resize(pictures(content, indices))
+
+    def _decode(self, content: Content, first: np.ndarray) -> np.ndarray:
+        """All frames; one block of them at a time is in memory at its own size."""
+        whole, start = np.empty((content.num_frames, *first.shape[1:]), np.uint8), 0
+        for block in blocks(content):
+            whole[start : start + len(block)] = self.resize(block)
+            start += len(block)
+        return whole
 
     def _keep(self, key: str, frames: np.ndarray) -> None:
         with self._lock:

@@ -105,7 +105,10 @@ def lines(report: Report, path) -> Iterator[str]:
         yield f"bad: {len(report.bad)}"
         for (place, reason), count in Counter((_relative(b, found), b.reason) for b in report.bad).items():
             yield f"  {place}: {reason}" + f" ({count} episodes)" * (count > 1)
-        yield "Training leaves these out; repair them, or remove them to make this check pass."
+        yield (
+            "Training leaves these out, and stops if they are more than data.max_bad_fraction of all; "
+            "repair them, or remove them to make this check pass."
+        )
     elif not report.episodes:
         yield "no episode; is this the right folder?"
     settings = {f.name: getattr(found.config, f.name) for f in dataclasses.fields(found.config)}
