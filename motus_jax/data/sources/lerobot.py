@@ -195,7 +195,7 @@ def _open(
         for camera in _cameras(episode).values():
             camera([0])
     instructions = set(_instructions(episode, rows))
-    if rows.has_embeddings or episode.embedding is not None:
+    if _has_texts(episode, rows):
         _text(config, episode, rows, 0)
     if episode.embedding is not None and not rows.has_embeddings and len(instructions) > 1:
         raise BadEpisode(
@@ -225,6 +225,10 @@ def _instructions(episode: Episode, rows: Rows) -> list[str]:
     if len(texts) == 1:
         return [*texts.values()] * episode.num_frames
     return [texts[index] for index in rows.task_index]
+
+
+def _has_texts(episode: Episode, rows: Rows) -> bool:
+    return rows.has_embeddings or episode.embedding is not None
 
 
 def _text(config: Config, episode: Episode, rows: Rows, row: int) -> np.ndarray:
@@ -283,7 +287,7 @@ def read_episode(episode: Episode, config: Config) -> Content:
         actions=rows.actions,
         fps=episode.fps,
         instructions=instructions,
-        text=text if rows.has_embeddings or episode.embedding is not None else None,
+        text=text if _has_texts(episode, rows) else None,
         cameras=cameras,
         instruction_at=np.array([instructions.index(x) for x in every], np.int32) if changes else None,
     )

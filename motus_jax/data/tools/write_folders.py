@@ -71,7 +71,7 @@ def write_episode(job, data: Content) -> int:
         torch_file.save(temporary / "qpos", joints)
         lines = [" ".join(line.split()) for line in data.instructions]
         (temporary / "metas").write_text("\n".join(lines) + "\n", "utf-8")
-        if data.texts is not None:
+        if data.text is not None:
             torch_file.save(temporary / "umt5_wan", [np.asarray(x) for x in data.texts])
         _write_video(job, data, temporary / "videos")
         shutil.rmtree(folder, ignore_errors=True)
