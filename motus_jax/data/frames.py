@@ -1,6 +1,8 @@
 """Frames of windows at a fixed size, with an optional memory of whole episodes."""
 
 import collections
+import math
+import mmap
 import threading
 from collections.abc import Callable, Sequence
 
@@ -49,8 +51,12 @@ class FrameReader:
         return self.resize(pictures(content, indices))
 
     def _decode(self, content: Content, first: np.ndarray) -> np.ndarray:
-        """All frames; one block of them at a time is in memory at its own size."""
-        whole, start = np.empty((content.num_frames, *first.shape[1:]), np.uint8), 0
+        """All frames; one block of them at a time is in memory at its own size.
+
+        They lie outside the heap, which episodes of many sizes that come and go would fragment.
+        """
+        shape = (content.num_frames, *first.shape[1:])
+        whole, start = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape), 0
         for block in blocks(content):
             whole[start : start + len(block)] = self.resize(block)
             start += len(block)

@@ -141,19 +141,24 @@ def same(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 @pytest.mark.parametrize("to", ["shards", "folders"])
-def test_a_killed_process_leaves_nothing_half(source, tmp_path, to):
+def test_a_killed_command_leaves_nothing_half(tmp_path, to):
+    source = robotwin_folder.write(tmp_path / "source", {f"clean/box/{i}": 9 for i in range(30)})
+    options = ["--to", to, "--episodes-per-shard", "1"]
+
+    def command(dst):
+        return ["convert", str(source), str(dst), *options]
+
     whole, out = tmp_path / "whole", tmp_path / "out"
-    make(source, whole, to=to)
-    command = [sys.executable, "-m", "motus_jax.dataset", "convert", source, out, "--to", to,
-               "--episodes-per-shard", "3"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 60
-    while not (out / convert.PARTS).exists() and time.monotonic() < limit:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    make(source, out, to=to)
+    assert dataset.main(command(whole)) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "motus_jax.dataset", *command(out)], stdout=subprocess.DEVNULL
+    )
+    while not any((out / convert.PARTS).glob("*")) and process.poll() is None:  # the first of 30
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (out / "report.json").exists()
+    assert dataset.main(command(out)) == 0
     assert same(out, whole)
 
 
