@@ -3,8 +3,8 @@
 Every parameter carries logical axis names (`models.layers.param`), every activation constraint
 goes through `constrain`; both are translated here and nowhere else. The mesh has the axes
 `('data', 'fsdp', 'tensor')`. Stored parameters are sharded over `fsdp` along their input width
-(ZeRO-3: gathered layer by layer inside the scan), activations over `('data', 'fsdp')` along the
-batch, so the two tables differ on purpose.
+(ZeRO-3: `models.layers.weight` gathers them where they are used, layer by layer inside the scan),
+activations over `('data', 'fsdp')` along the batch, so the two tables differ on purpose.
 """
 
 import dataclasses
@@ -42,6 +42,9 @@ ACTIVATION_RULES = {
     "head_dim": None,
     None: None,
 }
+
+# Of a parameter at the moment it is computed with.
+GATHERED_RULES = {name: axis if axis == "tensor" else None for name, axis in PARAM_RULES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +129,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def gather(x: Array, *axes: str | None) -> Array:
+    """A parameter (or a cast of it) made whole over `fsdp` on the mesh in use.
+
+    Said and not left to the compiler: it may as well move activations, and where `data`, `fsdp` and
+    `tensor` are all larger than one, XLA's partitioner (of jax 0.10.2 and 0.12.0) then computes wrong
+    products of activations and weights.
+    """
+    return constrain(x, *axes, rules=GATHERED_RULES)
+
+
+def constrain(x: Array, *axes: str | None, rules=ACTIVATION_RULES) -> Array:
     """Constrains an activation to the mesh in use (`jax.set_mesh`); without one, returns `x`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.axis_sizes) == 1:
         return x
-    spec = _spec(axes, x.shape, ACTIVATION_RULES, mesh.shape)
+    spec = _spec(axes, x.shape, rules, mesh.shape)
     return jax.lax.with_sharding_constraint(x, spec)
 
 

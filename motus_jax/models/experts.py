@@ -113,7 +113,7 @@ class ActionExpert(nnx.Module):
         parts = [] if state is None else [self.state(state.astype(dtype))[:, None]]
         parts.append(self.action(actions.astype(dtype)))
         if self.registers is not None:
-            registers = self.registers[...].astype(dtype)
+            registers = layers.weight(self.registers, dtype)
             parts.append(jnp.broadcast_to(registers, (actions.shape[0], *registers.shape)))
         tokens = jnp.concatenate(parts, axis=1)
         return tokens + position_table(tokens.shape[1], self.config.dim).astype(dtype)

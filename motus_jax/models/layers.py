@@ -17,12 +17,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from motus_jax.arrays import Array
+from motus_jax.sharding import gather
 
 
 def param(rngs, init, shape, logical, dtype=jnp.float32) -> nnx.Param:
     """A parameter of `shape` with one logical axis name per dimension."""
     assert len(shape) == len(logical), (shape, logical)
     return nnx.Param(init(rngs.params(), shape, jnp.float32).astype(dtype), logical=logical)
+
+
+def weight(parameter: nnx.Param, dtype) -> Array:
+    """The value to compute with: in `dtype`, then gathered (ZeRO-3)."""
+    return gather(parameter[...].astype(dtype), *parameter.get_metadata()["logical"])
 
 
 def zeros(key, shape, dtype):
@@ -79,8 +85,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., *features], in the dtype of x."""
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=1)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = jnp.tensordot(x, weight(self.kernel, x.dtype), axes=1)
+        return y if self.bias is None else y + weight(self.bias, x.dtype)
 
 
 def torch_linear(width: int, features: int, rngs: nnx.Rngs, **kwargs) -> Linear:
@@ -117,8 +123,8 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        y = layer_norm(x, self.eps) * self.scale[...].astype(jnp.float32)
-        return y + self.bias[...].astype(jnp.float32)
+        y = layer_norm(x, self.eps) * weight(self.scale, jnp.float32)
+        return y + weight(self.bias, jnp.float32)
 
 
 class RMSNorm(nnx.Module):
@@ -134,7 +140,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return y.astype(x.dtype) * weight(self.scale, x.dtype)
 
 
 class Mlp(nnx.Module):

@@ -137,8 +137,8 @@ class Vision(nnx.Module):
 
     def embed(self, patches: Array) -> Array:
         """[N, P, values] -> [N, P, D], without positions."""
-        kernel = self.patch_kernel[...].reshape(-1, self.config.dim).astype(patches.dtype)
-        return patches @ kernel + self.patch_bias[...].astype(patches.dtype)
+        kernel = layers.weight(self.patch_kernel, patches.dtype).reshape(-1, self.config.dim)
+        return patches @ kernel + layers.weight(self.patch_bias, patches.dtype)
 
     def interpolate_positions(self, grid: tuple[int, int]) -> Array:
         """The learned square table resampled to a static grid (h, w): [P, D] float32."""

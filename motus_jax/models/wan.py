@@ -100,7 +100,7 @@ class Modulation(nnx.Module):
 
     def __call__(self, e: Array) -> tuple[Array, ...]:
         """[B, 1 or T, ways or 1, D] -> `ways` arrays [B, 1 or T, D], float32."""
-        table = self.table[...].astype(jnp.float32)
+        table = layers.weight(self.table, jnp.float32)
         return tuple(jnp.moveaxis(table + e.astype(jnp.float32), -2, 0))
 
 
@@ -177,8 +177,8 @@ class Wan(nnx.Module):
     def embed(self, latents: Array, dtype) -> Array:
         """Patchified tokens: [B, T', h, w, C] -> [B, T, D] in `dtype`, T in (t, h, w) order."""
         patches = patchify(latents.astype(dtype), self.config.patch)
-        kernel = self.patch_kernel[...].reshape(-1, self.config.dim).astype(dtype)
-        tokens = patches @ kernel + self.patch_bias[...].astype(dtype)
+        kernel = layers.weight(self.patch_kernel, dtype).reshape(-1, self.config.dim)
+        tokens = patches @ kernel + layers.weight(self.patch_bias, dtype)
         return constrain(tokens, "batch", "seq", "embed")
 
     def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:

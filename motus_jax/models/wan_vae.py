@@ -154,20 +154,20 @@ class Conv3d(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[B, T, H, W, I] -> [B, T, H, W, O]: zeros before the first frame and around the image."""
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = layers.weight(self.kernel, x.dtype)
         padding = [(size // 2,) * 2 for size in kernel.shape[1:3]]
         y = conv2d(x, kernel[-1], padding=padding)
         for lag in range(1, min(len(kernel), x.shape[1])):
             past = conv2d(x[:, :-lag], kernel[-1 - lag], padding=padding)
             y += jnp.pad(past, [(0, 0), (lag, 0), (0, 0), (0, 0), (0, 0)])
-        return y + self.bias[...].astype(x.dtype)
+        return y + layers.weight(self.bias, x.dtype)
 
     def halve(self, x: Array) -> Array:
         """[B, 2n + 1, H, W, I] -> [B, n, H, W, O] with stride 2 and three taps; pads no frame."""
         last = x.shape[1] - 2
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = layers.weight(self.kernel, x.dtype)
         taps = [conv2d(x[:, k : last + k : 2], kernel[k], padding="VALID") for k in range(3)]
-        return sum(taps) + self.bias[...].astype(x.dtype)
+        return sum(taps) + layers.weight(self.bias, x.dtype)
 
 
 temporal_conv = functools.partial(Conv3d, size=(3, 1, 1), init=copy_newest)
@@ -183,8 +183,8 @@ class Conv2d(nnx.Module):
 
     def __call__(self, x: Array, *, stride: int = 1, padding) -> Array:
         """[B, T, H, W, C] -> [B, T, H', W', C]."""
-        y = conv2d(x, self.kernel[...].astype(x.dtype), stride=stride, padding=padding)
-        return y + self.bias[...].astype(x.dtype)
+        y = conv2d(x, layers.weight(self.kernel, x.dtype), stride=stride, padding=padding)
+        return y + layers.weight(self.bias, x.dtype)
 
 
 def pointwise(width, features, rngs, *, init=lecun_uniform, dtype) -> layers.Linear:
@@ -204,7 +204,7 @@ class Norm(nnx.Module):
         # max(|x|, 1e-12) of the original, under the root so that the gradient at zero is finite.
         square = jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24)
         y = y * (jax.lax.rsqrt(square) * math.sqrt(x.shape[-1]))
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return y.astype(x.dtype) * layers.weight(self.scale, x.dtype)
 
 
 class ResBlock(nnx.Module):

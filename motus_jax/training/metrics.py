@@ -6,7 +6,6 @@ import pathlib
 import sys
 import time
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -24,6 +23,9 @@ class Writer:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, total: int, wandb_project: str | None):
+        # Here, because it imports torch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         self._path = workdir / "metrics.jsonl"
         keep_until(self._path, step or -1)  # step 0 has an evaluation, which a new start repeats
         self._file = self._path.open("a")
