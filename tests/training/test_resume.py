@@ -12,17 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from configs import quickstart
 from motus_jax import torch_file, train
 from motus_jax.checkpoint import CheckpointError
 from motus_jax.config import ConfigError
 from motus_jax.data import pipeline
 from motus_jax.training import metrics
 from scripts import kill_test
+from tests.training import short_run
 
-CONFIG = "--config=configs/quickstart.py:stage=vae"
-SHORT = [CONFIG, "--config.steps=12", "--config.checkpoint.every=3", "--config.log_every=1",
-         "--config.eval_every=0", "--config.pictures=0"]
+CONFIG = "--config=tests/training/short_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def cached(tmp_path_factory) -> str:
 
 def test_a_kill(tmp_path, cached):
     """All losses and the final state equal those of an unbroken run, bit for bit."""
-    arguments = [*SHORT, cached]
+    arguments = [CONFIG, cached]
     assert kill_test.train(tmp_path / "unbroken", arguments).wait() == 0
     assert kill_test.run_with_kills(tmp_path / "killed", arguments, 1, 12, random.Random(0)), (
         "the run ended before it was killed")
@@ -55,7 +53,7 @@ def test_lines_past_the_restored_step_are_dropped(tmp_path):
     ("policy.name", "motsu", "motsu(.|\n)*motus"),
 ])
 def test_wrong_settings_are_named(tmp_path, key, value, words):
-    values = quickstart.get_config("stage=vae")
+    values = short_run.get_config()
     with values.unlocked():
         values.update_from_flattened_dict({key: value})
     with pytest.raises((ConfigError, CheckpointError), match=words):
@@ -90,11 +88,11 @@ def damaged(tmp_path) -> pathlib.Path:
 def test_bad_episodes_are_listed(tmp_path, damaged, cached):
     """Set aside, counted, listed, and the run goes on; too many are an error."""
     verified = tmp_path / "whole.txt"
-    values = quickstart.get_config("stage=vae")
+    values = short_run.get_config()
     values.data.source.root, values.data.verified = str(damaged), str(verified)
     with pytest.raises(pipeline.TooManyBadEpisodes, match="3 of 12"):
         train.train(values, tmp_path / "strict")
-    arguments = [*SHORT, cached, "--config.steps=1", f"--config.data.source.root={damaged}",
+    arguments = [CONFIG, cached, "--config.steps=1", f"--config.data.source.root={damaged}",
                  f"--config.data.verified={verified}", "--config.data.max_bad_fraction=0.5"]
     run = tmp_path / "run"
     code = kill_test.train(run, arguments).wait()
@@ -117,7 +115,7 @@ def test_bad_episodes_change_nothing(tmp_path, damaged, cached):
         arguments = [cached, f"--config.data.source.root={root}",
                      f"--config.data.verified={tmp_path / 'whole.txt'}",
                      "--config.data.max_bad_fraction=0.5"]
-        assert kill_test.train(tmp_path / name, [*SHORT, *arguments]).wait() == 0
+        assert kill_test.train(tmp_path / name, [CONFIG, *arguments]).wait() == 0
         rows = metrics.read(tmp_path / name / "metrics.jsonl")
         losses.append([row["train/total_loss"] for row in rows])
     assert losses[0] == losses[1] and len(losses[0]) == 12
