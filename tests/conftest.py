@@ -1,6 +1,8 @@
 """Settings of the whole suite, made before anything imports jax."""
 
 import os
+import pathlib
+import pkgutil
 
 # Nearly all the time of these tests is XLA compiling programs that then run once on tiny arrays, so
 # code that compiles faster wins over code that runs faster. Your own level in XLA_FLAGS is kept.
@@ -11,7 +13,10 @@ if "xla_backend_optimization_level" not in _flags:
 from beartype import claw  # noqa: E402  (after the flags, which jax reads on import)
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Annotations are promises: types (beartype) and the shapes of ops (jaxtyping) of every call are checked
-# here. jaxtyping alone would do both, but its checks cost a third of the time of the pure Python tests.
-claw.beartype_packages(["motus_jax", "convert"])
-install_import_hook("motus_jax.ops", "beartype.beartype")
+# Annotations are promises: shapes (jaxtyping) and types (beartype) of every call are checked here. Parts
+# that are no JAX and make many small calls go without jaxtyping, which would take half of their tests' time.
+SMALL_CALLS = ["convert", "motus_jax.data", "motus_jax.torch_file", "motus_jax.torch_pickle"]
+_package = pathlib.Path(__file__).parents[1] / "motus_jax"
+_names = [f"motus_jax.{module.name}" for module in pkgutil.iter_modules([str(_package)])]
+claw.beartype_packages(SMALL_CALLS)
+install_import_hook([name for name in _names if name not in SMALL_CALLS], "beartype.beartype")
