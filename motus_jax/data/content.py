@@ -15,6 +15,7 @@ K actions of a window.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -24,8 +25,8 @@ import numpy as np
 from motus_jax.data import transforms
 from motus_jax.data.schema import BadEpisode
 
-Camera = Callable[[Sequence[int]], np.ndarray]  # frame indices -> uint8 [n, h, w, 3], RGB
-BLOCK = 64  # frames in memory at a time
+# Rising indices of frames -> their pictures one after the other, uint8 [h, w, 3], RGB.
+Camera = Callable[[Sequence[int]], Iterator[np.ndarray]]
 THREE = ("head", "left_wrist", "right_wrist")
 
 
@@ -65,11 +66,13 @@ class Content:
         return [self.text(i, 0 if at is None else int(np.argmax(at == i))) for i in numbers]
 
 
-def pictures(content: Content, indices: Sequence[int]) -> np.ndarray:
-    """Frames uint8 [n, h, w, 3], three cameras put together as `transforms.three_views` does.
+def frames(content: Content, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Pictures uint8 [h, w, 3] of rising `indices`, three cameras put together by `transforms.three_views`.
+
+    One of them is in memory at a time.
 
     Raises:
-      BadEpisode: they cannot be read, or the cameras are others.
+      BadEpisode: one cannot be read or is of another size than the first, or the cameras are others.
     """
     cameras = content.cameras
     if set(cameras) != {"composed"} and set(cameras) != set(THREE):
@@ -78,19 +81,33 @@ def pictures(content: Content, indices: Sequence[int]) -> np.ndarray:
             f"cameras {', '.join(cameras)} cannot be put together; name one composed camera, or "
             f"three in the order {', '.join(THREE)}",
         )
-    try:
-        if "composed" in cameras:
-            return cameras["composed"](indices)
+    if "composed" in cameras:
+        found = cameras["composed"](indices)
+    else:
         views = [cameras[name](indices) for name in THREE]
-        return np.stack([transforms.three_views(*x) for x in zip(*views, strict=True)])
-    except ValueError as error:
-        raise BadEpisode(content.key, f"its pictures are of different sizes ({error})") from None
+        found = (transforms.three_views(*x) for x in zip(*views, strict=True))
+    shape = None
+    for index, picture in zip(indices, found, strict=True):
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            raise BadEpisode(
+                content.key,
+                f"its pictures are of different sizes: frame {indices[0]} {shape}, frame {index} "
+                f"{picture.shape}",
+            )
+        yield picture
 
 
-def blocks(content: Content, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """All `pictures` of an episode, at most `size` in memory."""
-    for start in range(0, content.num_frames, size):
-        yield pictures(content, range(start, min(start + size, content.num_frames)))
+def pictures(content: Content, indices: Sequence[int]) -> np.ndarray:
+    """`frames` uint8 [n, h, w, 3] of indices in any order, repeats allowed."""
+    return gather(functools.partial(frames, content), indices)
+
+
+def gather(camera: Camera, indices: Sequence[int]) -> np.ndarray:
+    """Its pictures uint8 [n, h, w, 3] of indices in any order, repeats allowed."""
+    wanted = sorted(set(indices))
+    found = dict(zip(wanted, camera(wanted), strict=True))
+    return np.stack([found[i] for i in indices])
 
 
 def cut(

@@ -194,7 +194,7 @@ def content(
         fps=info.fps,
         instructions=instructions,
         text=functools.partial(_finite, text_path, texts),
-        cameras={"composed": functools.partial(video.read_frames, episode.path("videos"))},
+        cameras={"composed": functools.partial(video.frames, episode.path("videos"))},
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from motus_jax.data.content import Content, blocks, pictures
+from motus_jax.data.content import Content, frames, pictures
 from motus_jax.data.schema import BadEpisode
 
 
@@ -23,7 +23,7 @@ class FrameReader:
     def __init__(self, resize: Callable[[np.ndarray], np.ndarray], cache_bytes: int = 0):
         self.resize, self.cache_bytes = resize, cache_bytes
         self._episodes, self._used = collections.OrderedDict(), 0
-        self._damaged, self._lock = set(), threading.Lock()
+        self._refused, self._lock = set(), threading.Lock()
 
     def __reduce__(self):
         return FrameReader, (self.resize, self.cache_bytes)
@@ -38,28 +38,31 @@ class FrameReader:
             if content.key in self._episodes:
                 self._episodes.move_to_end(content.key)
                 return self._episodes[content.key][list(indices)]
-        if self.cache_bytes and content.key not in self._damaged:
-            first = self.resize(pictures(content, indices[:1]))
-            if first.nbytes * content.num_frames <= self.cache_bytes:
-                try:
-                    whole = self._decode(content, first)
-                except BadEpisode:  # but other frames than these may be the damaged ones
-                    self._damaged.add(content.key)
-                else:
-                    self._keep(content.key, whole)
-                    return whole[list(indices)]
+        if self.cache_bytes and content.key not in self._refused:
+            whole = self._decode(content)
+            if whole is not None:
+                self._keep(content.key, whole)
+                return whole[list(indices)]
+            self._refused.add(content.key)
         return self.resize(pictures(content, indices))
 
-    def _decode(self, content: Content, first: np.ndarray) -> np.ndarray:
-        """All frames; one block of them at a time is in memory at its own size.
+    def _decode(self, content: Content) -> np.ndarray | None:
+        """All frames; None if they do not fit, or one is damaged, which need not be a wanted one.
 
         They lie outside the heap, which episodes of many sizes that come and go would fragment.
         """
-        shape = (content.num_frames, *first.shape[1:])
-        whole, start = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape), 0
-        for block in blocks(content):
-            whole[start : start + len(block)] = self.resize(block)
-            start += len(block)
+        whole = None
+        try:
+            for i, picture in enumerate(frames(content, range(content.num_frames))):
+                picture = self.resize(picture)
+                if whole is None:
+                    shape = (content.num_frames, *picture.shape)
+                    if math.prod(shape) > self.cache_bytes:
+                        return None
+                    whole = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+                whole[i] = picture
+        except BadEpisode:
+            return None
         return whole
 
     def _keep(self, key: str, frames: np.ndarray) -> None:

@@ -6,7 +6,7 @@ pyarrow is imported here, when a file is opened, and nowhere else: it is an extr
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -129,8 +129,8 @@ def read_embedding(path, episode: int, row: int, shape: tuple[int, ...]) -> np.n
         raise BadEpisode(path, f"column {name!r}, row {row}: not an array ({error})") from None
 
 
-def read_images(path, episode: int, name: str, indices: Sequence[int]) -> np.ndarray:
-    """Pictures uint8 [n, h, w, 3], RGB, of a column that holds them as PNG or JPEG.
+def frames(path, episode: int, name: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Pictures uint8 [h, w, 3], RGB, of a column that holds them as PNG or JPEG.
 
     Raises:
       BadEpisode: the column is missing, or its entry is not a picture.
@@ -138,16 +138,14 @@ def read_images(path, episode: int, name: str, indices: Sequence[int]) -> np.nda
     table = read(path, lambda column: column in (name, "episode_index"), episode)
     if name not in table.column_names:
         raise BadEpisode(path, f"no column {name!r}, a camera by info.json")
-    pictures = []
-    for index in map(int, indices):
+    for index in indices:
         if not 0 <= index < table.num_rows:
             raise BadEpisode(path, f"{name!r} has no row {index}, there are {table.num_rows}")
         entry = table[name][index].as_py()
         code = (entry or {}).get("bytes")
         if code is None:
             raise BadEpisode(path, f"{name!r}, row {index}: the picture is not in the file")
-        pictures.append(images.decode(code, path, f"{name!r}, row {index},"))
-    return np.stack(pictures)
+        yield images.decode(code, path, f"{name!r}, row {index},")
 
 
 def text_embedding(value, path, dim: int) -> np.ndarray:

@@ -1,19 +1,19 @@
 """Frames of one camera of a LeRobot episode, and the cameras put together.
 
-In v3.0 an mp4 holds many episodes, up to hundreds of megabytes: unlike `video.read_frames`, which
+In v3.0 an mp4 holds many episodes, up to hundreds of megabytes: unlike `video.frames`, which
 reads the index of the whole file, this goes to the key frame before the wanted time. A frame is the
 one whose time is less than half a frame from the wanted one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
 
 from motus_jax.data import video
 from motus_jax.data.schema import BadEpisode
-from motus_jax.data.transforms import resize_with_padding, three_views
+from motus_jax.data.transforms import resize_with_padding
 
 SEEK_GAP = 4  # frames; a jump costs about as much as decoding this many (H.264, 360x320)
 MAX_DRIFT = 1.5  # frames, over the whole mp4; the length of the last one is not always stored
@@ -33,22 +33,21 @@ def check(path, fps: float) -> int:
     return info.frames
 
 
-def read_frames(
-    path, indices: Sequence[int] | np.ndarray, fps: float, start: float = 0.0
-) -> np.ndarray:
-    """Frames uint8 [len(indices), h, w, 3], RGB, of the episode that begins `start` s into the mp4.
+def frames(
+    path, indices: Sequence[int], fps: float, start: float = 0.0
+) -> Iterator[np.ndarray]:
+    """Frames uint8 [h, w, 3], RGB, of rising `indices`, of the episode that begins `start` s into the mp4.
 
     Raises:
       BadEpisode: the file is damaged, or has no frame at the time of an index.
     """
-    wanted = sorted(set(map(int, indices)))
-    found, current = {}, wanted[0]
+    current = indices[0]
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise BadEpisode(path, "the file has no video stream")
             cursor = _Cursor(container, container.streams.video[0], fps)
-            for current in wanted:
+            for current in indices:
                 frame = cursor.at(start + current / fps)
                 if frame is None or frame.is_corrupt:
                     raise BadEpisode(
@@ -56,10 +55,9 @@ def read_frames(
                         f"frame {current} of the episode (at {start + current / fps:g} s) "
                         "cannot be decoded: the video is too short or damaged",
                     )
-                found[current] = video.to_rgb(frame)
+                yield video.to_rgb(frame)
     except av.FFmpegError as error:
         raise BadEpisode(path, f"frame {current} cannot be decoded ({error.strerror})") from None
-    return np.stack([found[int(i)] for i in indices])
 
 
 class _Cursor:
@@ -102,14 +100,6 @@ class _Cursor:
         self.container.seek(ticks, stream=self.stream)
         self.frames = self.container.decode(self.stream)
         self.reached, self.late = -math.inf, False
-
-
-def compose(views: Sequence[np.ndarray], how: str) -> np.ndarray:
-    """Frames [n, h, w, 3] of one camera as they are, or of head and wrists in one picture."""
-    if len(views) == 1:
-        return views[0]
-    join = {"three_views": three_views, "upstream": upstream_views}[how]
-    return np.stack([join(*frames) for frames in zip(*views, strict=True)])
 
 
 def upstream_views(head: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

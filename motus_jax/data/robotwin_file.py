@@ -5,7 +5,7 @@ Letters: T frames, n joints.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -139,14 +139,14 @@ def _parse(path: pathlib.Path, raw: bytes | str):
         raise BadEpisode(path, f"instructions are not JSON ({error})") from None
 
 
-def pictures(path: pathlib.Path, place: str, colors: str, indices: Sequence[int]) -> np.ndarray:
-    """RGB uint8 [n, h, w, 3] of one camera."""
-    pictures = []
+def frames(
+    path: pathlib.Path, place: str, colors: str, indices: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Pictures uint8 [h, w, 3], RGB, of one camera."""
     with open_file(path) as file:
-        for index in map(int, indices):
+        for index in indices:
             try:
                 code = bytes(file[place][index])
             except (OSError, KeyError, IndexError, ValueError) as error:
                 raise BadEpisode(path, f"{place} {index} cannot be read ({error})") from None
-            pictures.append(images.decode(code, path, f"{place} {index}", bgr=colors == "exchanged"))
-    return np.stack(pictures)
+            yield images.decode(code, path, f"{place} {index}", bgr=colors == "exchanged")

@@ -25,7 +25,7 @@ def damage(source: ModuleType, config: Any, episode: Any) -> BadEpisode | None:
     """What is wrong with an episode, None if every picture and text of it can be read."""
     try:
         data = source.read_episode(episode, config)
-        for _ in content.blocks(data):
+        for _ in content.frames(data, range(data.num_frames)):
             pass
         _ = data.texts
     except BadEpisode as bad:

@@ -50,16 +50,13 @@ def probe(path) -> Info:
     return Info(count, float(rate))
 
 
-def read_frames(path, indices: Sequence[int]) -> np.ndarray:
-    """Frames uint8 [len(indices), h, w, 3], RGB; `indices` in any order, repeats allowed.
+def frames(path, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames uint8 [h, w, 3], RGB, of rising `indices`, decoded as they are asked for.
 
     Raises:
       BadEpisode: the file is damaged, truncated, or has no such frame.
     """
-    places: dict[int, list[int]] = {}
-    for place, i in enumerate(indices):
-        places.setdefault(int(i), []).append(place)
-    wanted, found, out = sorted(places), set(), np.zeros(0, np.uint8)
+    left, early = collections.deque(indices), {}
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = _stream(container, path)
@@ -67,11 +64,11 @@ def read_frames(path, indices: Sequence[int]) -> np.ndarray:
                 raise BadEpisode(path, "the video's codec is unknown; re-encode it as H.264")
             stream.thread_type = "NONE"  # the loader runs many files at once
             packets, shown = _timeline(container, stream, path)
-            if wanted[0] < 0 or wanted[-1] >= len(shown):
-                missing = wanted[0] if wanted[0] < 0 else wanted[-1]
+            if left[0] < 0 or left[-1] >= len(shown):
+                missing = left[0] if left[0] < 0 else left[-1]
                 raise BadEpisode(path, f"frame {missing} does not exist, there are {len(shown)}")
-            index_of = {packets[shown[i]].pts: i for i in wanted}
-            runs = _runs(packets, [shown[i] for i in wanted])
+            index_of = {packets[shown[i]].pts: i for i in left}
+            runs = _runs(packets, [shown[i] for i in left])
             container.seek(packets[runs[0].start].dts, stream=stream)
             for frame in _run(container, stream, packets, runs, index_of):
                 index = index_of.get(frame.pts)
@@ -79,20 +76,17 @@ def read_frames(path, indices: Sequence[int]) -> np.ndarray:
                     continue
                 if frame.is_corrupt:
                     raise BadEpisode(path, f"frame {index} is damaged")
-                picture = to_rgb(frame)
-                if not found:
-                    out = np.empty((len(indices), *picture.shape), np.uint8)
-                out[places[index]] = picture
-                found.add(index)
+                early[index] = to_rgb(frame)
+                while left and left[0] in early:
+                    yield early.pop(left.popleft())
     except av.FFmpegError as error:
-        index = next((i for i in wanted if i not in found), wanted[-1])
-        raise BadEpisode(path, f"frame {index} cannot be decoded ({error.strerror})") from None
-    for index in wanted:
-        if index not in found:
-            raise BadEpisode(
-                path, f"frame {index} cannot be decoded: the video is truncated or damaged"
-            )
-    return out
+        raise BadEpisode(
+            path, f"frame {[*left, indices[-1]][0]} cannot be decoded ({error.strerror})"
+        ) from None
+    if left:
+        raise BadEpisode(
+            path, f"frame {left[0]} cannot be decoded: the video is truncated or damaged"
+        )
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:

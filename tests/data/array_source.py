@@ -5,6 +5,7 @@ Frame t of episode e has state [e, t, ...], action t is [e, t, ...], and its pic
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -51,10 +52,9 @@ def read_episode(episode: Episode, config: Config) -> Content:
         times = range(episode.num_frames)
         return np.stack([np.r_[e, t, np.zeros(dim - 2)] for t in times]).astype(np.float32)
 
-    def frames(indices) -> np.ndarray:
-        pictures = np.zeros((len(indices), *config.size, 3), np.uint8)
-        pictures[..., 0], pictures[..., 1] = e, np.asarray(indices)[:, None, None]
-        return pictures
+    def frames(indices) -> Iterator[np.ndarray]:
+        for i in indices:
+            yield np.broadcast_to(np.array([e, i, 0], np.uint8), (*config.size, 3))
 
     def text(i: int, frame: int) -> np.ndarray:
         return np.full((2, config.text_dim), 1.0 + i)

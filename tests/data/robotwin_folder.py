@@ -1,11 +1,13 @@
 """A tiny data set in the RoboTwin layout, written without PyTorch."""
 
+import functools
 import pathlib
 
 import av
 import numpy as np
 
 from motus_jax import torch_file
+from motus_jax.data import content, video
 
 TEXT_DIM = 8
 
@@ -44,3 +46,7 @@ def write_video(path, frames: int, rng, gop: int = 5, faststart: bool = False,
             frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def read_video(path, indices) -> np.ndarray:
+    return content.gather(functools.partial(video.frames, path), indices)

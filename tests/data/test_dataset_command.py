@@ -192,13 +192,13 @@ def test_view_shows_every_frame(root, tmp_path, run):
     picture = cv2.imread(str(sheet))
     assert picture.shape[1] > 1000 and picture.std() > 20
     assert video.probe(film).frames == 60
-    first, last = video.read_frames(film, [0, 59])
+    first, last = robotwin_folder.read_video(film, [0, 59])
     height = first.shape[0]
     # The marker runs from the left end of the curves to the right one.
     marker = [_reddest(frame[height - 10 : height - 2]) for frame in (first, last)]
     assert marker[0] < 80 and marker[1] > 560
     # The picture on top is that of the episode.
-    source = video.read_frames(root / "clean/box/videos/0.mp4", [59])[0]
+    source = robotwin_folder.read_video(root / "clean/box/videos/0.mp4", [59])[0]
     shown = cv2.resize(last[:480], (64, 48), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(shown - source).mean() < 12
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from motus_jax import torch_file
-from motus_jax.data import content, folders, transforms, video
+from motus_jax.data import content, folders, transforms
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import ac_one, aloha_agilex_2, latent_action, robotwin
 from tests.data import robotwin_folder, task_folders
@@ -108,7 +108,7 @@ def test_all_embeddings_of_a_file_have_the_one_instruction(tasks):
     qpos = array("pour 2", 9)
     np.testing.assert_array_equal(got[0]["state"], qpos[3])
     np.testing.assert_array_equal(got[0]["actions"], qpos[4:8])
-    frames = video.read_frames(episode.path("videos"), [3, 5, 7])
+    frames = robotwin_folder.read_video(episode.path("videos"), [3, 5, 7])
     np.testing.assert_array_equal(got[0]["frames"], frames)
 
 
@@ -125,7 +125,7 @@ def test_latent_windows(latents):
     rows = array("robot/clean/lift/1", 9)
     np.testing.assert_array_equal(got["actions"], rows[[6, 8, 8]])
     assert got["action_valid"].tolist() == [True, True, False] and got["state"] is None
-    frames = video.read_frames(episodes[2].path("videos"), [6, 8, 9, 9])
+    frames = robotwin_folder.read_video(episodes[2].path("videos"), [6, 8, 9, 9])
     np.testing.assert_array_equal(got["frames"], frames)
     assert got["instruction"] == "robot/clean/lift/1 b" and len(got["text"]) == 4
 
@@ -157,8 +157,8 @@ def test_whole_episodes(tasks, latents, tmp_path):
         assert whole.fps == 30.0 and len(whole.actions) == actions
         assert (whole.state is None) if states is None else len(whole.state) == states
         assert len(whole.instructions) == len(whole.texts) == texts
-        expected = video.read_frames(episode.path("videos"), [2, 0])
-        np.testing.assert_array_equal(whole.cameras["composed"]([2, 0]), expected)
+        expected = robotwin_folder.read_video(episode.path("videos"), [2, 0])
+        np.testing.assert_array_equal(content.pictures(whole, [2, 0]), expected)
 
 
 def remove(path):

@@ -1,16 +1,19 @@
 """Raw RoboTwin episodes: both layouts give the same samples, with the right colours."""
 
+import functools
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 
 from motus_jax import dataset
 from motus_jax.data import content
+from motus_jax.data.frames import FrameReader
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.tools.detect import detect
-from motus_jax.data.transforms import Window
+from motus_jax.data.transforms import Window, resize_with_padding
 
 h5py = pytest.importorskip("h5py")
 from tests.data import hdf5_folder  # noqa: E402
@@ -83,15 +86,30 @@ def test_damage_is_named(layout, damage, reason):
     assert re.search(reason, aside[0].reason), aside[0].reason
 
 
+def test_a_picture_of_another_size_is_named(layout):
+    """Also where the frame cache resizes all of an episode, which would hide it."""
+    _, root, first = layout
+    larger = cv2.imencode(".png", np.zeros((30, 32, 3), np.uint8))[1].tobytes()
+    _edit(first, "head", lambda f, k: f[k].__setitem__(4, larger.ljust(f[k].dtype.itemsize, b"\0")))
+    found = detect(root)
+    episodes, _ = found.source.scan(found.config)
+    data = found.source.read_episode(episodes[0], found.config)
+    reader = FrameReader(functools.partial(resize_with_padding, height=8, width=8), 1 << 20)
+    for wanted in ([3, 4], [4, 3]):
+        with pytest.raises(BadEpisode, match=r"sizes: frame 3 \(36, 32, 3\), frame 4 \(45, 32, 3\)"):
+            reader(data, wanted)
+    assert reader(data, [3, 5]).shape == (2, 8, 8, 3)
+
+
 def test_a_damaged_picture_is_found_when_read(layout):
     _, root, first = layout
     _edit(first, "head", lambda f, k: f[k].__setitem__(4, b"no picture"))
     found = detect(root)
     episodes, _ = found.source.scan(found.config)
     data = found.source.read_episode(episodes[0], found.config)
-    data.cameras["head"]([3, 5])
+    assert len(content.gather(data.cameras["head"], [3, 5])) == 2
     with pytest.raises(BadEpisode, match="4 is not a picture"):
-        data.cameras["head"]([4])
+        content.gather(data.cameras["head"], [4])
 
 
 def test_instructions_may_lie_in_three_places_or_be_missing(tmp_path):
@@ -125,7 +143,7 @@ def test_check_convert_and_check_again(layout, tmp_path_factory, capsys):
     found = detect(out / "s")
     episodes, _ = found.source.scan(found.config)
     data = found.source.read_episode(episodes[0], found.config)
-    picture = data.cameras["composed"]([2])[0]
+    picture = content.pictures(data, [2])[0]
     assert np.abs(picture[4, 4].astype(int) - hdf5_folder.picture("head", 2)[0, 0]).max() <= 6
     assert "no text embeddings" in capsys.readouterr().out
 

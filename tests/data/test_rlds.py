@@ -86,7 +86,7 @@ def roots(tmp_path_factory):
 
 def origin(data: content.Content) -> int:
     """Number of the episode by its first picture: files may hold them in another order."""
-    first = next(iter(data.cameras.values()))([0])[0]
+    first = content.pictures(data, [0])[0]
     return round(int(first[0, 0, 0]) / 40)
 
 
@@ -102,7 +102,7 @@ def test_every_episode_is_read_whole(roots):
         seen.append(e)
         assert episode.num_frames == LENGTHS[e] and data.fps == 10
         wanted = np.stack([picture(0, e, t) for t in range(LENGTHS[e])])
-        assert np.array_equal(data.cameras["composed"](range(LENGTHS[e])), wanted)
+        assert np.array_equal(content.pictures(data, range(LENGTHS[e])), wanted)
         for name, width in (("state", 8), ("actions", 7)):
             rows = np.stack([numbers(e, t, width) for t in range(LENGTHS[e])])
             assert np.array_equal(getattr(data, name), rows)

@@ -158,7 +158,7 @@ def test_windows_repeat_the_end_and_say_so(root, condition):
     np.testing.assert_array_equal(sample["actions"], qpos[steps])
     np.testing.assert_array_equal(sample["state"], qpos[condition])
     assert sample["action_valid"].tolist() == [condition + 2 * (i + 1) <= 8 for i in range(4)]
-    expected = video.read_frames(episode.path("videos"), [condition, steps[1], steps[3]])
+    expected = robotwin_folder.read_video(episode.path("videos"), [condition, steps[1], steps[3]])
     np.testing.assert_array_equal(sample["frames"], expected)
     assert sample["instruction"] == "clean/lift/2 line 1" and sample["text"].shape == (3, 8)
 
@@ -177,19 +177,28 @@ def test_frames_are_those_of_opencv(tmp_path, gop, options):
     expected = np.stack([capture.read()[1][..., ::-1] for _ in range(40)])
     rng = np.random.default_rng(0)
     for wanted in [range(40), [39, 0, 7, 7], [21], *rng.integers(0, 40, (5, 4)).tolist()]:
-        np.testing.assert_array_equal(video.read_frames(path, wanted), expected[list(wanted)])
+        np.testing.assert_array_equal(robotwin_folder.read_video(path, wanted), expected[list(wanted)])
     with pytest.raises(BadEpisode, match="frame 40 does not exist"):
-        video.read_frames(path, [3, 40])
+        robotwin_folder.read_video(path, [3, 40])
+
+
+def test_pictures_are_made_as_they_are_asked_for(tmp_path, monkeypatch):
+    robotwin_folder.write_video(tmp_path / "a.mp4", 150, np.random.default_rng(0), gop=150)
+    converted = []
+    monkeypatch.setattr(video, "to_rgb", lambda frame, inner=video.to_rgb: converted.append(frame.pts) or inner(frame))
+    for count, _ in enumerate(video.frames(tmp_path / "a.mp4", range(150)), 1):
+        assert len(converted) == count
+    assert count == 150 and converted == sorted(set(converted))
 
 
 def test_a_video_that_ends_early_names_the_frame(root):
     path = root / "clean/lift/videos/0.mp4"
     robotwin_folder.write_video(path, 12, np.random.default_rng(0), faststart=True)
-    whole = video.read_frames(path, [0])
+    whole = robotwin_folder.read_video(path, [0])
     truncate(path, 0.7)
-    np.testing.assert_array_equal(video.read_frames(path, [0]), whole)
+    np.testing.assert_array_equal(robotwin_folder.read_video(path, [0]), whole)
     with pytest.raises(BadEpisode, match=r"0\.mp4: frame 11 "):
-        video.read_frames(path, [0, 11])
+        robotwin_folder.read_video(path, [0, 11])
 
 
 def test_the_frame_cache_keeps_its_budget(root):
@@ -198,6 +207,6 @@ def test_the_frame_cache_keeps_its_budget(root):
     for _ in range(2):
         for e in episodes:
             shown = reader(robotwin.read_episode(e, config(root)), [1, 5])
-            np.testing.assert_array_equal(shown, video.read_frames(e.path("videos"), [1, 5]))
+            np.testing.assert_array_equal(shown, robotwin_folder.read_video(e.path("videos"), [1, 5]))
             assert 0 < reader._used <= reader.cache_bytes
             assert reader._used == sum(x.nbytes for x in reader._episodes.values())

@@ -68,12 +68,12 @@ def test_windows_are_those_of_the_source(source, tmp_path):
 
 def test_every_frame_is_the_right_one(tmp_path):
     """Each frame nearest to itself: an index off by one could not hide in the compression."""
-    robotwin_folder.write(tmp_path / "source", {"clean/box/0": 140})  # three blocks
+    robotwin_folder.write(tmp_path / "source", {"clean/box/0": 140})
     make(tmp_path / "source", tmp_path / "out")
     _, (episodes, _) = usable(tmp_path / "source")
     found, (copies, _) = usable(tmp_path / "out")
     want, have = (
-        s.read_episode(e[0], c).cameras["composed"](range(140)).reshape(140, -1).astype(np.float32)
+        content.pictures(s.read_episode(e[0], c), range(140)).reshape(140, -1).astype(np.float32)
         for s, e, c in ((detect(tmp_path / "source").source, episodes, detect(tmp_path / "source").config),
                         (found.source, copies, found.config))
     )
@@ -99,7 +99,7 @@ def test_a_window_reads_only_its_own_frames(source, tmp_path, monkeypatch):
 def test_size_is_that_of_training(source, tmp_path):
     make(source, tmp_path / "out", size=(96, 80))
     found, (episodes, _) = usable(tmp_path / "out")
-    frames = found.source.read_episode(episodes[0], found.config).cameras["composed"]([3, 3, 0])
+    frames = content.pictures(found.source.read_episode(episodes[0], found.config), [3, 3, 0])
     assert frames.shape == (3, 96, 80, 3) and (frames[0] == frames[1]).all()
     assert frames[0, 0].max() <= 8 and frames[0, 48].max() > 50  # black border, picture
 
@@ -232,15 +232,15 @@ def test_damage_inside_a_shard_is_noticed_when_read(source, tmp_path):
     make(source, tmp_path / "out")
     path = tmp_path / "out" / shards.shard_name(0)
     found, (episodes, _) = usable(tmp_path / "out")
-    read = found.source.read_episode(episodes[0], found.config).cameras["composed"]
-    data = bytearray(path.read_bytes())
+    data = found.source.read_episode(episodes[0], found.config)
+    stored = bytearray(path.read_bytes())
     code = records.read(str(path), [episodes[0].frame(7)])[0]
-    place = data.index(code)
-    data[place + len(code) // 2] ^= 1
-    path.write_bytes(data)
-    read([6, 8])
+    place = stored.index(code)
+    stored[place + len(code) // 2] ^= 1
+    path.write_bytes(stored)
+    content.pictures(data, [6, 8])
     with pytest.raises(BadEpisode, match="cannot be read"):
-        read([7])
+        content.pictures(data, [7])
 
 
 def test_wrong_widths_and_tasks_name_the_setting(source, tmp_path):
@@ -268,7 +268,7 @@ def test_folders_are_the_layout_they_came_from(source, tmp_path):
             assert np.array_equal(getattr(have, name), getattr(want, name)), name
         assert all(map(np.array_equal, have.texts, want.texts))
         frames = range(episode.num_frames)
-        want, have = (x.cameras["composed"](frames).astype(int) for x in (want, have))
+        want, have = (content.pictures(x, frames).astype(int) for x in (want, have))
         assert np.abs(have - want).mean() < 4
 
 

@@ -162,7 +162,7 @@ def test_a_cached_episode_gives_the_same_frames(name):
         transforms.resize_with_padding, height=common["video_height"], width=common["video_width"]
     )
     reader = frames.FrameReader(resize, cache_bytes=1 << 30)
-    read = functools.partial(video.read_frames, datasets() / sample["video"])
+    read = functools.partial(video.frames, datasets() / sample["video"])
     nothing = np.zeros((sample["total_frames"], 0))
     episode = content.Content("", len(nothing), None, nothing, 30.0, [], None, {"composed": read})
     for _ in range(2):

@@ -20,12 +20,12 @@ import concurrent.futures
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from motus_jax.data import episodes, folders, lerobot_meta, lerobot_table, lerobot_video
-from motus_jax.data.content import Content
+from motus_jax.data.content import THREE, Camera, Content
 from motus_jax.data.lerobot_meta import Dataset, Entry
 from motus_jax.data.lerobot_table import Rows
 from motus_jax.data.schema import BadEpisode
@@ -34,7 +34,7 @@ NORMALIZATION = "min_max"
 VLM_FRAME = "resized"  # the VLM sees the condition frame as the video model does
 UPSTREAM_DRAW = "episode"  # the original draws an episode of any repository
 COMPOSE = ("three_views", "upstream")
-_VIEWS = {1: ("composed",), 3: ("head", "left_wrist", "right_wrist")}
+_VIEWS = {1: ("composed",), 3: THREE}
 _ADVICE = "the layout is <root>/{meta,data,videos} or <root>/<repository>/{meta,data,videos}"
 
 
@@ -193,7 +193,7 @@ def _open(
             )
     if episode.images:
         for camera in _cameras(episode).values():
-            camera([0])
+            next(camera([0]))
     instructions = set(_instructions(episode, rows))
     if _has_texts(episode, rows):
         _text(config, episode, rows, 0)
@@ -243,25 +243,23 @@ def _text(config: Config, episode: Episode, rows: Rows, row: int) -> np.ndarray:
     return lerobot_table.text_embedding(value, path, config.text_dim)
 
 
-def _cameras(episode: Episode) -> dict[str, Callable[..., np.ndarray]]:
-    """View -> function of frame indices to uint8 [n, h, w, 3]."""
+def _cameras(episode: Episode) -> dict[str, Camera]:
     names = _VIEWS[len(episode.images or episode.videos)]
     if episode.images:
-        read = functools.partial(lerobot_table.read_images, episode.data, episode.index)
+        read = functools.partial(lerobot_table.frames, episode.data, episode.index)
         return {
             name: functools.partial(read, key)
             for name, key in zip(names, episode.images, strict=True)
         }
     return {
-        name: functools.partial(lerobot_video.read_frames, path, fps=episode.fps, start=start)
+        name: functools.partial(lerobot_video.frames, path, fps=episode.fps, start=start)
         for name, (path, start) in zip(names, episode.videos, strict=True)
     }
 
 
-def _composed(
-    cameras: Sequence[Callable[..., np.ndarray]], how: str, indices: Sequence[int] | np.ndarray
-) -> np.ndarray:
-    return lerobot_video.compose([camera(indices) for camera in cameras], how)
+def _upstream_composed(cameras: Sequence[Camera], indices: Sequence[int]) -> Iterator[np.ndarray]:
+    views = [camera(indices) for camera in cameras]
+    return (lerobot_video.upstream_views(*x) for x in zip(*views, strict=True))
 
 
 def read_episode(episode: Episode, config: Config) -> Content:
@@ -272,7 +270,7 @@ def read_episode(episode: Episode, config: Config) -> Content:
     """
     rows, cameras = _rows(config, episode), _cameras(episode)
     if config.compose != Config.compose and len(cameras) > 1:
-        cameras = {"composed": functools.partial(_composed, list(cameras.values()), config.compose)}
+        cameras = {"composed": functools.partial(_upstream_composed, list(cameras.values()))}
     every = _instructions(episode, rows)
     instructions = list(dict.fromkeys(every))
 

@@ -18,7 +18,7 @@ There are no text embeddings. Needs `pip install "motus_jax[rlds]"`.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -167,7 +167,7 @@ def read_episode(episode: Episode, config: Config) -> Content:
     cameras = {}
     for view, key in names.cameras.items():
         codes = [step["observation"][key] for step in steps]
-        cameras[view] = functools.partial(_pictures, where, key, codes)
+        cameras[view] = functools.partial(_frames, where, key, codes)
     return Content(
         **_arrays(config, names, episode.index, steps),
         key=episode.key,
@@ -178,7 +178,5 @@ def read_episode(episode: Episode, config: Config) -> Content:
     )
 
 
-def _pictures(where, key: str, codes: list[bytes], indices: Sequence[int]) -> np.ndarray:
-    """RGB uint8 [n, h, w, 3]."""
-    wanted = ((int(index), codes[int(index)]) for index in indices)
-    return np.stack([images.decode(code, where, f"{key} of step {i}") for i, code in wanted])
+def _frames(where, key: str, codes: list[bytes], indices: Sequence[int]) -> Iterator[np.ndarray]:
+    return (images.decode(codes[i], where, f"{key} of step {i}") for i in indices)

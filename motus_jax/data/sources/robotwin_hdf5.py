@@ -181,7 +181,7 @@ def read_episode(episode: Episode, config: Config) -> Content:
             instructions=robotwin_file.instructions_of(path, file, config.prefix),
             text=None,
             cameras={
-                name: functools.partial(robotwin_file.pictures, path, place, config.colors)
+                name: functools.partial(robotwin_file.frames, path, place, config.colors)
                 for name, place in robotwin_file.cameras(file).items()
             },
         )

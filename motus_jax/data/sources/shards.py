@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -182,17 +182,12 @@ def read_episode(episode: Episode, config: Config) -> Content:
     )
 
 
-def _frames(episode: Episode, indices: Sequence[int]) -> np.ndarray:
-    indices = [int(i) for i in indices]
-    if not all(0 <= i < episode.num_frames for i in indices):
-        raise BadEpisode(episode.file, f"{episode.key} has no frame {max(indices)}")
-    wanted = sorted(set(indices))
-    found = records.read(episode.file, [episode.frame(i) for i in wanted])
-    pictures = {
-        i: images.decode(jpeg, episode.file, f"frame {i} of {episode.key}")
-        for i, jpeg in zip(wanted, found, strict=True)
-    }
-    return np.stack([pictures[i] for i in indices])
+def _frames(episode: Episode, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    for i in indices:
+        if not 0 <= i < episode.num_frames:
+            raise BadEpisode(episode.file, f"{episode.key} has no frame {i}")
+        (code,) = records.read(episode.file, [episode.frame(i)])
+        yield images.decode(code, episode.file, f"frame {i} of {episode.key}")
 
 
 def _arrays(episode: Episode, config: Config, record: bytes) -> dict:

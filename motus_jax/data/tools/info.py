@@ -39,7 +39,7 @@ def info(found: Found) -> Info:
     for episode in episodes[::step]:
         try:
             data = found.source.read_episode(episode, found.config)
-            sizes = {name: read([0]).shape for name, read in data.cameras.items()}
+            sizes = {name: next(read([0])).shape for name, read in data.cameras.items()}
         except BadEpisode as error:
             bad = [*bad, error]
             continue
@@ -58,7 +58,7 @@ def info(found: Found) -> Info:
         seconds=sum(count / data.fps for data, _, count in sample) * frames / sampled,
         fps=tuple(sorted({data.fps for data, *_ in sample})),
         lengths=(min(e.num_frames for e in episodes), max(e.num_frames for e in episodes)),
-        cameras={name: f"{shape[2]}x{shape[1]}" for name, shape in sizes.items()},
+        cameras={name: f"{shape[1]}x{shape[0]}" for name, shape in sizes.items()},
         state_dim=None if first.state is None else first.state.shape[1],
         action_dim=first.actions.shape[1],
         text_dim=None if first.text is None else first.text(0, 0).shape[1],

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from motus_jax.data.content import Content, blocks, pictures
+from motus_jax.data.content import Content, frames, pictures
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.tools.detect import Found
 
@@ -68,17 +68,17 @@ def contact_sheet(data: Content, path: pathlib.Path) -> None:
     """SHEET evenly spread frames with their numbers and times."""
     count = min(SHEET, data.num_frames)
     indices = np.linspace(0, data.num_frames - 1, count).round().astype(int)
-    frames = pictures(data, indices.tolist())
+    shown = pictures(data, indices.tolist())
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
-    wide, high = 1.75, 1.75 * frames.shape[1] / frames.shape[2]  # inches of a frame
+    wide, high = 1.75, 1.75 * shown.shape[1] / shown.shape[2]  # inches of a frame
     top = 0.62
     figure = plt.figure(figsize=(columns * wide, rows * (high + 0.2) + top))
     share = 1 - top / figure.get_figheight()
     grid = figure.add_gridspec(
         rows, columns, left=0.01, right=0.99, bottom=0.01, top=share, wspace=0.04, hspace=0.2 / high
     )
-    for n, (index, frame) in enumerate(zip(indices, frames, strict=True)):
+    for n, (index, frame) in enumerate(zip(indices, shown, strict=True)):
         axis = figure.add_subplot(grid[n // columns, n % columns])
         axis.imshow(frame, interpolation="antialiased")
         axis.axis("off")
@@ -104,15 +104,15 @@ def _end(text: str, length: int) -> str:
 
 def write_film(data: Content, path: pathlib.Path) -> None:
     """The whole episode at its own rate, a marker running through the curves below."""
-    first = _fitted(pictures(data, [0]))[0]
+    first, *_ = map(_fitted, frames(data, [0]))
     curves, columns = draw_curves(data)
     size = (first.shape[0] + curves.shape[0], FILM_WIDTH)
     with av.open(str(path), "w") as container:
         rate = fractions.Fraction(data.fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        frames = (picture for block in blocks(data) for picture in _fitted(block))
-        for column, picture in zip(columns, frames, strict=True):
+        fitted = map(_fitted, frames(data, range(data.num_frames)))
+        for column, picture in zip(columns, fitted, strict=True):
             below = curves.copy()
             below[:, column : column + 2] = (200, 30, 30)
             image = np.concatenate([picture, below])
@@ -120,16 +120,15 @@ def write_film(data: Content, path: pathlib.Path) -> None:
         container.mux(stream.encode())
 
 
-def _fitted(frames: np.ndarray) -> np.ndarray:
-    """Frames at most FILM_WIDTH x FILM_HEIGHT, centred on white, even height."""
-    h, w = frames.shape[1:3]
+def _fitted(frame: np.ndarray) -> np.ndarray:
+    """At most FILM_WIDTH x FILM_HEIGHT, centred on white, even height."""
+    h, w = frame.shape[:2]
     scale = min(FILM_WIDTH / w, FILM_HEIGHT / h)
     new_w, new_h = int(w * scale), int(h * scale) // 2 * 2
-    canvas = np.full((len(frames), new_h, FILM_WIDTH, 3), 255, np.uint8)
+    canvas = np.full((new_h, FILM_WIDTH, 3), 255, np.uint8)
     left = (FILM_WIDTH - new_w) // 2
-    for out, frame in zip(canvas, frames, strict=True):
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        out[:, left : left + new_w] = cv2.resize(frame, (new_w, new_h), interpolation=how)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas[:, left : left + new_w] = cv2.resize(frame, (new_w, new_h), interpolation=how)
     return canvas
 
 
