@@ -12,6 +12,7 @@ umt5 --to jax` wrote. The same command continues where it was stopped. Every win
 show; the VLM once for each instruction. Work is split by --process_index and --process_count.
 """
 
+import dataclasses
 import logging
 import pathlib
 import sys
@@ -22,7 +23,7 @@ from ml_collections import config_flags
 
 from motus_jax import checkpoint, param_store, sharding, torch_file
 from motus_jax.config import ConfigError
-from motus_jax.data import cache, cache_fill, cache_write, features, pipeline
+from motus_jax.data import cache, cache_fill, cache_write, features, pipeline, tokenizer
 from motus_jax.inference import encoders
 from motus_jax.inference.text_encoder import TextEncoder
 from motus_jax.run_config import read_config, section
@@ -48,13 +49,17 @@ def windows(values, name: str, batch_size: int, part: tuple[int, int], first: in
         raise ConfigError(f"config.policy.name={policy.__name__.rpartition('.')[2]!r} uses no cached "
                           "features; give the config of a motus run")
     folder = _folder(data, name)
+    if name == "vlm_features":
+        with section("config.data.tokenizer"):
+            policy.check_tokenizer(dataclasses.replace(config, cached=()), tokenizer.load(data.tokenizer))
+    with section("config.data"):
+        loaders = cache_fill.loaders(data)
     facts = {"kind": name, "encoder": encoders.identity(config, name, run.init, run.seed),
              "preprocessing": features.preprocessing(data, name), **encoders.entry(config, name),
              "datasets": cache_fill.dataset_facts(data, name)}
     writer = cache_write.Writer(folder, facts, part[0])
     encode = encoders.encoder(config, name, run.init, run.seed, run.compiler_options)
-    with section("config.data"):
-        return cache_fill.windows(data, name, writer, encode, batch_size, *part, first)
+    return cache_fill.windows(loaders, name, writer, encode, batch_size, *part, first)
 
 
 def texts(values, encode: TextEncoder, batch_size: int, part: tuple[int, int]

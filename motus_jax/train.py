@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from motus_jax import checkpoint, sharding, start
 from motus_jax.config import ConfigError
-from motus_jax.data import cache, pipeline
+from motus_jax.data import cache, pipeline, tokenizer
 from motus_jax.evaluation import held_out, pictures
 from motus_jax.inference import encoders
 from motus_jax.run_config import RunConfig, check_batch_spec, read_config, section, to_config_dict
@@ -66,6 +66,9 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
     report_data(batches, workdir, lead)
     spec = policy.batch_spec(config, run.batch_size)
     check_batch_spec(spec, batches, jax.process_count())
+    if hasattr(policy, "check_tokenizer"):
+        with section("config.data.tokenizer"):
+            policy.check_tokenizer(config, tokenizer.load(data.tokenizer))
 
     with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
         # 2. State: own last checkpoint > resume > finetune > backbones > random
@@ -106,9 +109,6 @@ def train(values, workdir: pathlib.Path) -> dict[str, float]:
         for number in range(done + 1, run.steps + 1):
             with clock.waiting(current.step):
                 batch = next(batches)
-            if number == done + 1 and hasattr(policy, "check_batch"):
-                with section("config.data.tokenizer"):
-                    policy.check_batch(config, batch)
             batch = sharding.put_batch({name: batch[name] for name in spec}, mesh)
             current, values_on_device = update(current, batch)
             pending.append((number, values_on_device))

@@ -148,7 +148,7 @@ def _cached(c: settings.Config, folder: pathlib.Path, samples: int):
         folders[name] = str(folder / name)
         writer = cache_write.Writer(folder / name, facts)
         # The pipeline reads a batch or two ahead.
-        cache_fill.windows(c, name, writer, encode, BATCH, first=samples + 4 * BATCH)
+        cache_fill.windows(cache_fill.loaders(c), name, writer, encode, BATCH, first=samples + 4 * BATCH)
     latents = dataclasses.replace(c, cache=settings.Cache(latents=folders["latents"]))
     return latents, dataclasses.replace(c, cache=settings.Cache(**folders))
 

@@ -46,16 +46,6 @@ class Report:
     bad: list[BadEpisode] = dataclasses.field(default_factory=list)
 
 
-def online(config: settings.Config) -> settings.Config:
-    """The config with pictures and prompts instead of cached features, and nothing augmented."""
-    return dataclasses.replace(
-        config,
-        cache=settings.Cache(text=config.cache.text),
-        augment=augment.Config(),
-        frame_cache_mb=max(config.frame_cache_mb, 256),
-    )
-
-
 def dataset_facts(config: settings.Config, name: str) -> dict[str, dict]:
     """Dataset -> what decides its keys besides the episodes, for `cache.json`."""
     if name == "text":
@@ -63,8 +53,28 @@ def dataset_facts(config: settings.Config, name: str) -> dict[str, dict]:
     return {d.label: features.Keys(config, d).facts(name) for d in config.datasets}
 
 
+def loaders(config: settings.Config) -> list[pipeline.Loader]:
+    """Those of the training and held-out windows of a run: pictures and prompts, nothing augmented.
+
+    Raises:
+      ValueError, FileNotFoundError, TooManyBadEpisodes: the data cannot be used.
+    """
+    config = dataclasses.replace(
+        config,
+        cache=settings.Cache(text=config.cache.text),
+        augment=augment.Config(),
+        frame_cache_mb=max(config.frame_cache_mb, 256),
+    )
+    index = pipeline.scan(config)
+    return [
+        pipeline.build(config, 1, split=split, index=index)
+        for split in ("train", "val")
+        if getattr(index, split)
+    ]
+
+
 def windows(
-    config: settings.Config,
+    loaders: Sequence[pipeline.Loader],
     name: str,
     writer: Writer,
     encode: Encode,
@@ -73,26 +83,15 @@ def windows(
     processes: int = 1,
     first: int | None = None,
 ) -> Report:
-    """Fills `latents` or `vlm_features` of the training and held-out windows of a run.
+    """Fills `latents` or `vlm_features` of the windows of loaders.
 
     Args:
-      config: of the run; its caches are not read.
       encode: gets batches of exactly `batch_size` rows.
       first: only what the first so many samples of each split's stream show; None for all windows,
         and for `vlm_features` all their instructions.
-
-    Raises:
-      TooManyBadEpisodes: the data cannot be used.
     """
-    config = online(config)
-    index = pipeline.scan(config)
-    loaders = [
-        pipeline.build(config, 1, split=split, index=index)
-        for split in ("train", "val")
-        if getattr(index, split)
-    ]
     report = Report()
-    fill = _Fill(config, name, writer, encode, batch_size, report)
+    fill = _Fill(loaders[0].config, name, writer, encode, batch_size, report)
     if first is None:
         items = [(w, i, e) for x in loaders for w in x.windows for i, e in enumerate(w.episodes)]
         items = [(w, i, e) for w, i, e in items if _mine(e.key, process, processes)]

@@ -46,6 +46,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def image_pad(self) -> int:
+        """Id of the token that stands for a part of the image."""
+        return self.id(IMAGE_PAD)
+
     def id(self, token: str) -> int:
         """Id of one token.
 
@@ -85,7 +90,7 @@ class Tokenizer:
             case _:
                 raise ValueError(f"prompt order {order!r} is unknown; use one of {ORDERS}")
         ids = self.encode(f"<|im_start|>user\n{parts}<|im_end|>\n{reply}")
-        at = ids.index(self.id(IMAGE_PAD))
+        at = ids.index(self.image_pad)
         return ids[:at] + ids[at : at + 1] * image_tokens + ids[at + 1 :]
 
 

@@ -163,11 +163,6 @@ def check_batch(config: motus.Config, batch: dict[str, np.ndarray]) -> None:
             raise ConfigError(f"batch entry {key!r}: config.data gives {x.dtype}{list(x.shape)}, "
                               f"config.policy takes {wanted[key].dtype}{list(wanted[key].shape)}; make "
                               "the two sections agree")
-    if "vlm_tokens" in batch:
-        try:
-            motus.check_batch(config, batch)
-        except ValueError as error:
-            raise ConfigError(f"config.data.tokenizer: {error}") from error
 
 
 def entry(config: motus.Config, cache_name: str) -> dict[str, Any]:

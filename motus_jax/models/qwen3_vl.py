@@ -43,7 +43,6 @@ __all__ = [
     "Qwen3VL",
     "TextConfig",
     "VisionConfig",
-    "check_prompts",
     "patchify",
 ]
 
@@ -346,7 +345,7 @@ class Qwen3VL(nnx.Module):
         """Last hidden state, after the final norm, of every position.
 
         Args:
-          tokens: int [B, T], each with one run of image tokens (see `check_prompts`).
+          tokens: int [B, T], each with one run of image tokens.
           valid: bool [B, T], right-padded.
           image_embeds: [B, M, D]; rows of smaller images are padded at the end with anything.
           deepstack: [n, B, M, D].
@@ -378,23 +377,3 @@ class Qwen3VL(nnx.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden)
         return hidden @ self.language.embedding.table[...].T.astype(hidden.dtype)
-
-
-def check_prompts(config: Config, tokens, valid, grid_hw) -> None:
-    """Checks prompts on the host (numpy), where a wrong one can still be named.
-
-    Raises:
-      ValueError: a sample is not padded on the right or lacks the one image of its grid.
-    """
-    tokens, valid, grid_hw = np.asarray(tokens), np.asarray(valid, bool), np.asarray(grid_hw)
-    for i, (row, ok, grid) in enumerate(zip(tokens, valid, grid_hw, strict=True)):
-        where = np.flatnonzero((row == config.image_token) & ok)
-        expected = int(np.prod(grid // config.vision.merge))
-        if len(where) == 0:
-            raise ValueError(f"Qwen3-VL prompt {i} has no image token ({config.image_token}); put "
-                             "the image into the prompt")
-        if len(where) != expected or where[-1] - where[0] + 1 != expected:
-            raise ValueError(f"Qwen3-VL prompt {i} needs one run of {expected} image tokens for "
-                             f"its grid {grid.tolist()}, found {len(where)}")
-        if (ok[:-1] < ok[1:]).any():
-            raise ValueError(f"Qwen3-VL prompt {i} is not padded on the right")

@@ -174,16 +174,24 @@ def batch_spec(config: Config, batch_size: int) -> dict[str, jax.ShapeDtypeStruc
             for name, (shape, dtype) in sorted(shapes.items())}
 
 
-def check_batch(config: Config, batch: dict) -> None:
-    """Fails on prompts the VLM would misread, e.g. of another tokenizer (numpy batch, once a run).
+def check_tokenizer(config: Config, tokenizer) -> None:
+    """Fails on a tokenizer of another VLM, whose ids would read wrong rows of the embedding unnoticed.
+
+    Args:
+      tokenizer: see `data.tokenizer.Tokenizer`.
 
     Raises:
-      ValueError: names the sample and the problem.
+      ValueError: says which ids differ.
     """
-    if "vlm_tokens" in batch:
-        patch = config.vlm.vision.patch
-        grid = np.tile(np.array(config.vlm_image) // patch, (len(batch["vlm_tokens"]), 1))
-        qwen3_vl.check_prompts(config.vlm, batch["vlm_tokens"], batch["vlm_valid"], grid)
+    vlm = config.vlm
+    if "vlm_features" in config.cached:
+        return
+    if tokenizer.image_pad != vlm.image_token:
+        raise ValueError(f"{tokenizer.source!r} writes an image as token {tokenizer.image_pad}, the VLM reads "
+                         f"{vlm.image_token} as one (config.policy.vlm.image_token); give the tokenizer of the VLM")
+    if tokenizer.vocab_size > vlm.text.vocab_size:
+        raise ValueError(f"{tokenizer.source!r} has {tokenizer.vocab_size} tokens, the VLM "
+                         f"{vlm.text.vocab_size} (config.policy.vlm.text.vocab_size); give the tokenizer of the VLM")
 
 
 def loss(model: Motus, batch: dict, rng: Array) -> tuple[Array, dict[str, Array]]:

@@ -57,7 +57,7 @@ def vlm(batch):
 def fill(data, name, process=0, processes=1, first=None, encode=None, **encoder):
     writer = cache_write.Writer(getattr(data.cache, name), facts(data, name, **encoder), process)
     encode = encode or {"latents": latents, "vlm_features": vlm}[name]
-    return cache_fill.windows(data, name, writer, encode, 4, process, processes, first)
+    return cache_fill.windows(cache_fill.loaders(data), name, writer, encode, 4, process, processes, first)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import tokenizers
 from flax import nnx
 
 from configs import quickstart
-from motus_jax import checkpoint, param_store, precompute, run_config, sharding, torch_file
+from motus_jax import checkpoint, param_store, precompute, run_config, sharding, torch_file, train
 from motus_jax.config import ConfigError, to_dict
 from motus_jax.data import cache, pipeline
 from motus_jax.inference import encoders
@@ -103,6 +103,23 @@ def test_a_run_with_other_weights_refuses_the_cache(filled, tmp_path):
     other = dataclasses.replace(settings, vae_dtype="bfloat16")
     with pytest.raises(cache.CacheError, match=r"encoder.dtype is 'float32' .* 'bfloat16'"):
         encoders.check_caches(other, data, run.init.without(("vae",)), run.seed)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("data.tokenizer", "bytes", "'bytes' writes an image as token 261, the VLM reads 5 "),
+    ("policy.vlm.text.vocab_size", 300, "has [0-9]+ tokens, the VLM 300 ")])
+def test_another_tokenizer_is_refused_before_weights_are_made(tmp_path, monkeypatch, key, value, words):
+    monkeypatch.setattr(motus, "build", None)
+    monkeypatch.setattr(encoders, "encoder", None)
+    command, run = config(tmp_path / "caches"), config(tmp_path, cached=False)
+    for values in (command, run):
+        with values.unlocked():
+            values.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"config.data.tokenizer: .*{words}"):
+        precompute.windows(command, "vlm_features", 3, (0, 1))
+    with pytest.raises(ConfigError, match=f"config.data.tokenizer: .*{words}"):
+        train.train(run, tmp_path / "run")
+    assert not (tmp_path / "caches").exists()
 
 
 @pytest.mark.parametrize(("cached", "words"), [((), "add 'latents' to it"),
