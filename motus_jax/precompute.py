@@ -26,7 +26,7 @@ from motus_jax.config import ConfigError
 from motus_jax.data import cache, cache_fill, cache_write, features, pipeline, tokenizer
 from motus_jax.inference import encoders
 from motus_jax.inference.text_encoder import TextEncoder
-from motus_jax.run_config import read_config, section
+from motus_jax.run_config import check_batch_spec, read_config, section
 
 KINDS = {command: name for name, command in cache.COMMANDS.items()}
 FLAGS = flags.FLAGS
@@ -49,11 +49,14 @@ def windows(values, name: str, batch_size: int, part: tuple[int, int], first: in
         raise ConfigError(f"config.policy.name={policy.__name__.rpartition('.')[2]!r} uses no cached "
                           "features; give the config of a motus run")
     folder = _folder(data, name)
+    online = dataclasses.replace(config, cached=())
     if name == "vlm_features":
         with section("config.data.tokenizer"):
-            policy.check_tokenizer(dataclasses.replace(config, cached=()), tokenizer.load(data.tokenizer))
+            policy.check_tokenizer(online, tokenizer.load(data.tokenizer))
     with section("config.data"):
         loaders = cache_fill.loaders(data)
+    spec = policy.batch_spec(online, 1)
+    check_batch_spec({key: spec[key] for key in encoders.INPUTS[name]}, loaders[0], 1)
     facts = {"kind": name, "encoder": encoders.identity(config, name, run.init, run.seed),
              "preprocessing": features.preprocessing(data, name), **encoders.entry(config, name),
              "datasets": cache_fill.dataset_facts(data, name)}

@@ -65,10 +65,10 @@ class FrameReader:
             return None
         return whole
 
-    def _keep(self, key: str, frames: np.ndarray) -> None:
+    def _keep(self, key: str, whole: np.ndarray) -> None:
         with self._lock:
             if key not in self._episodes:
-                self._episodes[key] = frames
-                self._used += frames.nbytes
+                self._episodes[key] = whole
+                self._used += whole.nbytes
             while self._used > self.cache_bytes:
                 self._used -= self._episodes.popitem(last=False)[1].nbytes

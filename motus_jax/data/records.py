@@ -13,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from motus_jax.data.schema import BadEpisode
 
 OPEN_FILES = 64  # per process
+BLOCK = 64  # records in memory at a time, where a whole file is read
 
 
 def count(path) -> int:

@@ -19,6 +19,7 @@ from motus_jax.data.schema import BadEpisode
 
 # Whose decoder tells such frames by a flag that is exact; in HEVC it depends on the temporal layer.
 _SKIPS_UNREFERENCED = ("h264",)
+_MAX_EARLY = 64  # frames decoded ahead of one that should have come; decoders reorder by 16 at most
 
 
 class Info(NamedTuple):
@@ -79,6 +80,8 @@ def frames(path, indices: Sequence[int]) -> Iterator[np.ndarray]:
                 early[index] = to_rgb(frame)
                 while left and left[0] in early:
                     yield early.pop(left.popleft())
+                if len(early) > _MAX_EARLY:
+                    break
     except av.FFmpegError as error:
         raise BadEpisode(
             path, f"frame {[*left, indices[-1]][0]} cannot be decoded ({error.strerror})"

@@ -183,9 +183,9 @@ def check_tokenizer(config: Config, tokenizer) -> None:
     Raises:
       ValueError: says which ids differ.
     """
-    vlm = config.vlm
     if "vlm_features" in config.cached:
         return
+    vlm = config.vlm
     if tokenizer.image_pad != vlm.image_token:
         raise ValueError(f"{tokenizer.source!r} writes an image as token {tokenizer.image_pad}, the VLM reads "
                          f"{vlm.image_token} as one (config.policy.vlm.image_token); give the tokenizer of the VLM")

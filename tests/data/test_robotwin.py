@@ -191,6 +191,18 @@ def test_pictures_are_made_as_they_are_asked_for(tmp_path, monkeypatch):
     assert count == 150 and converted == sorted(set(converted))
 
 
+def test_a_frame_that_never_comes_ends_the_reading(tmp_path, monkeypatch):
+    """Those after it do not pile up in memory: 300 are left, of which some dozens may be decoded."""
+    robotwin_folder.write_video(tmp_path / "a.mp4", 310, np.random.default_rng(0), gop=310)
+    converted = []
+    monkeypatch.setattr(video, "to_rgb", lambda frame, inner=video.to_rgb: converted.append(1) or inner(frame))
+    monkeypatch.setattr(video, "_run", lambda *a, inner=video._run: (
+        frame for i, frame in enumerate(inner(*a)) if i != 9))
+    with pytest.raises(BadEpisode, match="frame 9 cannot be decoded"):
+        list(video.frames(tmp_path / "a.mp4", range(310)))
+    assert len(converted) < 100
+
+
 def test_a_video_that_ends_early_names_the_frame(root):
     path = root / "clean/lift/videos/0.mp4"
     robotwin_folder.write_video(path, 12, np.random.default_rng(0), faststart=True)

@@ -183,11 +183,17 @@ def read_episode(episode: Episode, config: Config) -> Content:
 
 
 def _frames(episode: Episode, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    for i in indices:
-        if not 0 <= i < episode.num_frames:
-            raise BadEpisode(episode.file, f"{episode.key} has no frame {i}")
-        (code,) = records.read(episode.file, [episode.frame(i)])
-        yield images.decode(code, episode.file, f"frame {i} of {episode.key}")
+    if not 0 <= indices[0] <= indices[-1] < episode.num_frames:
+        raise BadEpisode(
+            episode.file,
+            f"frames {indices[0]} to {indices[-1]} of {episode.key} do not exist, there are "
+            f"{episode.num_frames}",
+        )
+    for start in range(0, len(indices), records.BLOCK):
+        wanted = indices[start : start + records.BLOCK]
+        codes = records.read(episode.file, [episode.frame(i) for i in wanted])
+        for i, code in zip(wanted, codes, strict=True):
+            yield images.decode(code, episode.file, f"frame {i} of {episode.key}")
 
 
 def _arrays(episode: Episode, config: Config, record: bytes) -> dict:

@@ -104,7 +104,7 @@ def _end(text: str, length: int) -> str:
 
 def write_film(data: Content, path: pathlib.Path) -> None:
     """The whole episode at its own rate, a marker running through the curves below."""
-    first, *_ = map(_fitted, frames(data, [0]))
+    first = _fitted(pictures(data, [0])[0])
     curves, columns = draw_curves(data)
     size = (first.shape[0] + curves.shape[0], FILM_WIDTH)
     with av.open(str(path), "w") as container:

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from motus_jax.data import records
 from motus_jax.data.content import Content
 from motus_jax.data.schema import BadEpisode
 from motus_jax.data.sources import shards
@@ -20,7 +21,6 @@ from motus_jax.data.tools import convert
 
 # One record, one chunk: the neighbours of a frame are not read with it. JPEG does not compress.
 _WRITER = "group_size:1,uncompressed"
-BLOCK = 64  # records in memory at a time
 
 
 def units(episodes: list, options) -> list[list]:
@@ -143,8 +143,8 @@ def finish(jobs: list, outcomes: list) -> None:
             count = reader.num_records() - 1
             (entry,) = reader.read([count])
             entries.append(json.loads(entry) | {"first": first})
-            for start in range(0, count, BLOCK):
-                for record in reader.read(list(range(start, min(start + BLOCK, count)))):
+            for start in range(0, count, records.BLOCK):
+                for record in reader.read(list(range(start, min(start + records.BLOCK, count)))):
                     writer.write(record)
             reader.close()
             first += count
